@@ -1,0 +1,1 @@
+"""The MTGR model, its data and its training. Imports nothing else of this project."""

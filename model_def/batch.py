@@ -1,0 +1,179 @@
+"""One ragged token batch from features: the noun that crosses every seam, and how it is made.
+
+`pack()` serves and trains alike, so a training sample of one request is byte-equal to the request
+as served. A batch holds values and offsets, never padding, in **one** host buffer of the smallest
+sufficient dtypes: the user's part and each request's context once, whatever the number of
+candidates. Needs NumPy only; knows nothing of torch, HTTP or Redis.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_def.schema import ArraySpec, FeatureSchema
+
+Array = NDArray[Any]
+Rows = NDArray[np.void]
+"""Rows of one segment: a structured array of its `Layout.record`."""
+
+ALIGNMENT = 16
+"""Bytes; each array of a batch starts at a multiple, so a device may read it in wide words."""
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """B requests as one buffer, and named 1-D views into it (see `FeatureSchema.arrays`)."""
+
+    buffer: NDArray[np.uint8]
+    arrays: Mapping[str, Array]
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes that cross to the engine, offsets and alignment included."""
+        return self.buffer.nbytes
+
+    @property
+    def requests(self) -> int:
+        """B, the number of users' samples; in serving, of requests."""
+        return len(self.arrays["candidate_offsets"]) - 1
+
+    @property
+    def candidates(self) -> int:
+        """Candidate rows over all requests."""
+        return int(self.arrays["candidate_offsets"][-1])
+
+    @cached_property
+    def candidate_context(self) -> NDArray[np.int32]:
+        """int32 [T_c]: the context row of each candidate."""
+        counts = self.arrays["context_candidates"]
+        return np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What is known of one user when ranking: one request, or a training window of several.
+
+    `realtime` may hold any events in any order: `pack` keeps what the request may see. Row i of
+    `context` carries the time of request i, whose candidates are the next
+    `context_candidates[i]` rows of `candidates`; requests ascend in time.
+    """
+
+    snapshot_ms: int
+    profile: Rows
+    lifelong: Rows
+    realtime: Rows
+    context: Rows
+    candidates: Rows
+    context_candidates: NDArray[np.int32]
+
+
+def visible_lengths(event_ms: NDArray[np.int64], row_ms: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many leading events (sorted by time) are strictly earlier than each row's time."""
+    return np.searchsorted(event_ms, row_ms, side="left")
+
+
+def realtime_window(events: Rows, snapshot_ms: int, end_ms: int, cap: int) -> Rows:
+    """Events with snapshot < t < end, sorted by (t, event id), the last `cap` of them.
+
+    The bounds are strict: a snapshot already counts the event at its own time, and an event at
+    the request's time may be its consequence. So no event counts twice, and a later event can
+    never evict an earlier one.
+    """
+    times = events["time_ms"]
+    kept = events[(times > snapshot_ms) & (times < end_ms)]
+    order = np.lexsort((kept["event_id"], kept["time_ms"]))
+    return kept[order[max(0, len(order) - cap) :]]
+
+
+def split_window(
+    event_ms: NDArray[np.int64], request_ms: NDArray[np.int64], cap: int
+) -> list[slice]:
+    """Cut ascending requests into runs that see the same last-`cap` events, as serving would.
+
+    `event_ms` are the events after the snapshot. Two requests may share a sample only if the
+    first event that they see is the same one.
+    """
+    first = np.maximum(0, visible_lengths(np.sort(event_ms), request_ms) - cap)
+    edges = np.flatnonzero(np.diff(first)) + 1
+    bounds = [0, *edges.tolist(), len(request_ms)]
+    return [slice(low, high) for low, high in pairwise(bounds) if high > low]
+
+
+def pack(schema: FeatureSchema, sample: Sample) -> PackedBatch:
+    """Pack one user's sample; `merge` joins several. Source: paper section 4.1, Eq. 3."""
+    request_ms = sample.context["time_ms"]
+    lifelong = sample.lifelong[max(0, len(sample.lifelong) - schema.lifelong_cap) :]
+    realtime = realtime_window(
+        sample.realtime, sample.snapshot_ms, int(request_ms[-1]), schema.realtime_cap
+    )
+    event_ms = realtime["time_ms"]
+    rows = {
+        "profile": sample.profile,
+        "context": sample.context,
+        "lifelong": lifelong,
+        "realtime": realtime,
+        "candidate": sample.candidates,
+    }
+    candidate_visible = visible_lengths(event_ms, request_ms)
+    if len(request_ms) > 1:
+        candidate_visible = np.repeat(candidate_visible, sample.context_candidates)
+    derived: dict[str, Any] = {
+        "rt_visible": visible_lengths(event_ms, event_ms),
+        "candidate_visible": candidate_visible,
+        "context_candidates": sample.context_candidates,
+        "lifelong_offsets": (0, len(lifelong)),
+        "rt_offsets": (0, len(realtime)),
+        "candidate_offsets": (0, len(sample.candidates)),
+    }
+    specs = schema.arrays
+    lengths = [2 if spec.rows == "offset" else len(rows[spec.rows]) * spec.width for spec in specs]
+    batch = _allocate(specs, lengths)
+    for spec in specs:
+        out = batch.arrays[spec.name]
+        if spec.name in derived:
+            out[:] = derived[spec.name]
+            continue
+        segment, carrier = spec.name.rsplit("_", 1)
+        source = rows[segment]
+        table = out.reshape(len(source), spec.width)
+        features = source[carrier]
+        table[:, : features.shape[1]] = features
+        if features.shape[1] < spec.width:
+            seconds = np.abs(source["time_ms"] - sample.snapshot_ms) / 1000.0
+            table[:, -1] = np.log1p(seconds)
+    return batch
+
+
+def merge(batches: Sequence[PackedBatch], schema: FeatureSchema) -> PackedBatch:
+    """Join batches into one ragged batch, in order; scores are those of each alone."""
+    if len(batches) == 1:
+        return batches[0]
+    specs = schema.arrays
+    values = {spec.name: [b.arrays[spec.name] for b in batches] for spec in specs}
+    for spec in specs:
+        if spec.rows == "offset":
+            counts = [np.diff(offsets) for offsets in values[spec.name]]
+            values[spec.name] = [np.zeros(1, np.int64), np.cumsum(np.concatenate(counts))]
+    lengths = [sum(map(len, values[spec.name])) for spec in specs]
+    merged = _allocate(specs, lengths)
+    for spec in specs:
+        np.concatenate(values[spec.name], out=merged.arrays[spec.name], casting="same_kind")
+    return merged
+
+
+def _allocate(specs: tuple[ArraySpec, ...], lengths: list[int]) -> PackedBatch:
+    starts, end = [], 0
+    for spec, length in zip(specs, lengths, strict=True):
+        starts.append(end)
+        end += -(-length * spec.dtype.itemsize // ALIGNMENT) * ALIGNMENT
+    buffer = np.zeros(end, np.uint8)
+    arrays = {
+        spec.name: buffer[start : start + length * spec.dtype.itemsize].view(spec.dtype)
+        for spec, start, length in zip(specs, starts, lengths, strict=True)
+    }
+    return PackedBatch(buffer, arrays)

@@ -1,0 +1,111 @@
+"""Columns of feature values -> packed rows of a segment, with every value checked.
+
+The one place that decides whether a value fits its feature: requests, events, profiles and
+training logs all pass here, so what serving refuses training refuses too, in the same words.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_def.batch import Rows
+from model_def.schema import CategoryFeature, Feature, Layout, NumberFeature
+
+
+class InvalidFeature(ValueError):
+    """A value that does not fit the schema: `feature`, the row where known, and what was expected.
+
+    `row` is None when the whole column is at fault.
+    """
+
+    def __init__(self, feature: str, expected: str, row: int | None = None):
+        self.feature, self.expected, self.row = feature, expected, row
+        where = feature if row is None else f"{feature}[{row}]"
+        super().__init__(f"{where}: {expected}")
+
+
+def rows_from_columns(
+    layout: Layout,
+    columns: Mapping[str, Any],
+    count: int,
+    stamps: Mapping[str, Any] | None = None,
+) -> Rows:
+    """Pack `count` rows from columns by feature name; raises InvalidFeature.
+
+    A column is anything NumPy reads as a 1-D array of `count` numbers. A feature without a column
+    takes its default; one without a default is required. `stamps` fills `time_ms` and
+    `event_id`. Unknown names are refused.
+    """
+    known = {feature.name for feature in layout.features}
+    for name in columns:
+        if name not in known:
+            raise InvalidFeature(name, f"unknown feature; expected one of {sorted(known)}")
+    rows: Rows = np.zeros(count, layout.record)
+    for stamp, values in (stamps or {}).items():
+        rows[stamp] = values
+    carriers: dict[str, tuple[Feature, ...]] = {
+        "ids": layout.ids,
+        "categories": layout.categories,
+        "numbers": layout.numbers,
+    }
+    for carrier, features in carriers.items():
+        out = rows[carrier]
+        for position, feature in enumerate(features):
+            if feature.name in columns:
+                out[:, position] = checked_column(feature, columns[feature.name], count)
+            elif feature.default is not None:
+                out[:, position] = feature.default
+            else:
+                raise InvalidFeature(feature.name, "missing; the feature is required")
+    return rows
+
+
+def checked_column(feature: Feature, column: Any, count: int) -> NDArray[Any]:
+    """`column` as int64 [count] or float64 [count], in the feature's range; or InvalidFeature."""
+    whole = not isinstance(feature, NumberFeature)
+    expected = "integers" if whole else "finite numbers"
+    try:
+        values = np.asarray(column)
+    except ValueError:  # ragged nesting
+        raise InvalidFeature(feature.name, f"expected a flat list of {expected}") from None
+    if values.ndim != 1:
+        raise InvalidFeature(feature.name, f"expected a flat list of {expected}")
+    if len(values) != count:
+        raise InvalidFeature(feature.name, f"expected {count} values, got {len(values)}")
+    if count == 0:
+        return values.astype(np.int64 if whole else np.float64)
+    if values.dtype.kind not in ("iu" if whole else "iuf"):
+        bad = _first_odd_type(column, whole)
+        raise InvalidFeature(feature.name, f"expected {expected}, got {bad[1]}", bad[0])
+    if values.dtype == np.uint64 and int(values.max()) >= 1 << 63:
+        raise InvalidFeature(feature.name, "expected integers below 2^63", int(values.argmax()))
+    if isinstance(feature, CategoryFeature):
+        _require(feature, (values >= 0) & (values < feature.size), f"0 <= value < {feature.size}")
+    elif isinstance(feature, NumberFeature):
+        limit = float(np.finfo(feature.dtype).max)
+        with np.errstate(invalid="ignore"):
+            _require(feature, np.abs(values) <= limit, f"a finite {feature.dtype}")
+    return values
+
+
+def empty_rows(layout: Layout, count: int = 0) -> Rows:
+    """`count` rows of defaults (0 where none is given): what an unknown user's features are."""
+    columns = {f.name: [f.default or 0] * count for f in layout.features}
+    return rows_from_columns(layout, columns, count)
+
+
+def _require(feature: Feature, good: NDArray[np.bool_], expected: str) -> None:
+    if not good.all():
+        raise InvalidFeature(feature.name, f"expected {expected}", int(np.argmin(good)))
+
+
+def _first_odd_type(column: Any, whole: bool) -> tuple[int | None, str]:
+    """Row and type name of the first value that is no number, for the message only."""
+    for row, value in enumerate(column):
+        if isinstance(value, bool) or not isinstance(value, int | (int if whole else float)):
+            return row, type(value).__name__
+        if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+            return row, "an integer beyond 64 bits"
+    return None, f"dtype {np.asarray(column).dtype}"
