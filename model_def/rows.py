@@ -45,12 +45,7 @@ def rows_from_columns(
     rows: Rows = np.zeros(count, layout.record)
     for stamp, values in (stamps or {}).items():
         rows[stamp] = values
-    carriers: dict[str, tuple[Feature, ...]] = {
-        "ids": layout.ids,
-        "categories": layout.categories,
-        "numbers": layout.numbers,
-    }
-    for carrier, features in carriers.items():
+    for carrier, features in layout.carriers.items():
         out = rows[carrier]
         for position, feature in enumerate(features):
             if feature.name in columns:
@@ -79,26 +74,36 @@ def checked_column(feature: Feature, column: Any, count: int) -> NDArray[Any]:
     if values.dtype.kind not in ("iu" if whole else "iuf"):
         bad = _first_odd_type(column, whole)
         raise InvalidFeature(feature.name, f"expected {expected}, got {bad[1]}", bad[0])
-    if values.dtype == np.uint64 and int(values.max()) >= 1 << 63:
-        raise InvalidFeature(feature.name, "expected integers below 2^63", int(values.argmax()))
+    good, expected = fits(feature, values)
+    if not good.all():
+        raise InvalidFeature(feature.name, f"expected {expected}", int(np.argmin(good)))
+    return values
+
+
+def fits(feature: Feature, values: NDArray[Any]) -> tuple[NDArray[np.bool_], str]:
+    """Which numeric `values` are in the feature's range, and what that range is, in words."""
     if isinstance(feature, CategoryFeature):
-        _require(feature, (values >= 0) & (values < feature.size), f"0 <= value < {feature.size}")
-    elif isinstance(feature, NumberFeature):
+        return (values >= 0) & (values < feature.size), f"0 <= value < {feature.size}"
+    if isinstance(feature, NumberFeature):
         limit = float(np.finfo(feature.dtype).max)
         with np.errstate(invalid="ignore"):
-            _require(feature, np.abs(values) <= limit, f"a finite {feature.dtype}")
-    return values
+            return np.abs(values) <= limit, f"a finite {feature.dtype}"
+    return values < (1 << 63), "integers below 2^63"
+
+
+def columns_from_rows(layout: Layout, rows: Rows) -> dict[str, NDArray[Any]]:
+    """The columns by feature name that `rows_from_columns` made `rows` of; stamps left out."""
+    return {
+        feature.name: rows[carrier][:, position]
+        for carrier, features in layout.carriers.items()
+        for position, feature in enumerate(features)
+    }
 
 
 def empty_rows(layout: Layout, count: int = 0) -> Rows:
     """`count` rows of defaults (0 where none is given): what an unknown user's features are."""
     columns = {f.name: [f.default or 0] * count for f in layout.features}
     return rows_from_columns(layout, columns, count)
-
-
-def _require(feature: Feature, good: NDArray[np.bool_], expected: str) -> None:
-    if not good.all():
-        raise InvalidFeature(feature.name, f"expected {expected}", int(np.argmin(good)))
 
 
 def _first_odd_type(column: Any, whole: bool) -> tuple[int | None, str]:

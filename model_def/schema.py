@@ -136,6 +136,11 @@ class Layout:
         )
         self.categories = () if wide else categories
         self.numbers = tuple(f for f in features if isinstance(f, NumberFeature))
+        self.carriers: dict[str, tuple[Feature, ...]] = {
+            "ids": self.ids,
+            "categories": self.categories,
+            "numbers": self.numbers,
+        }
         small = all(f.size <= 256 for f in categories)
         half = bool(self.numbers) and all(f.dtype == "float16" for f in self.numbers)
         self.category_dtype = np.dtype(np.uint8 if small else np.int32)

@@ -1,0 +1,1 @@
+"""Where training data comes from: logs, an importer of one's own tables, a simulator."""
