@@ -1,8 +1,11 @@
 """What a model *is*: its sizes and fixed choices, saved with its schema beside its weights."""
 
 import math
+from collections.abc import Mapping
 from typing import Literal, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from model_def.schema import FeatureSchema, Frozen, Name
@@ -30,6 +33,13 @@ class ScoreFormula(Frozen):
 
     ctr_power: float = Field(default=0.0, ge=0)
     ctcvr_power: float = Field(default=1.0, ge=0)
+
+    def __call__(self, probabilities: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Scores [K] from each task's probabilities [K]."""
+        if len(probabilities) == 1:
+            return next(iter(probabilities.values()))
+        ctr, ctcvr = probabilities["ctr"], probabilities["ctcvr"]
+        return ctr**self.ctr_power * ctcvr**self.ctcvr_power
 
 
 class ModelConfig(Frozen):
