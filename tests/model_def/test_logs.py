@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
-from log_examples import SCHEMA, logs, random_logs
 
 from model_def.data.logs import LogError, Logs
 from model_def.data.parquet import LogWriter, read_logs, write_logs
 from model_def.schema import FeatureSchema
+from tests.model_def.log_examples import SCHEMA, logs, random_logs
 
 Edit = Callable[[list[dict[str, Any]]], None]
 
