@@ -187,8 +187,10 @@ def _register(
         with torch.enable_grad():
             leaves = [t.detach().requires_grad_(t.is_floating_point()) for t in tensors]
             out = forward(*leaves, *constants)
+        if not out.requires_grad:  # no query rows
+            return (None,) * (len(tensors) + len(constants))
         wanted = [leaf for leaf in leaves if leaf.requires_grad]
-        grads = iter(torch.autograd.grad(out, wanted, grad))
+        grads = iter(torch.autograd.grad(out, wanted, grad, materialize_grads=True))
         return tuple(next(grads) if t.requires_grad else None for t in leaves) + (None,) * len(
             constants
         )

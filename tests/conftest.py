@@ -1,7 +1,18 @@
-"""Settings of every test."""
+"""Fixtures shared by all folders of tests."""
 
-from hypothesis import settings
+import os
+from pathlib import Path
 
-# Speed is measured in benchmarks, never in timed tests.
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = Path(os.environ.get("MTGR_SHARED", ROOT.parent / "shared"))
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+    """Vectors of the independent implementation; tests that need them skip loudly without."""
+    path = SHARED / "golden"
+    if not path.is_dir():
+        pytest.skip(f"NOT CHECKED: no golden vectors at {path} (set MTGR_SHARED)")
+    return path
