@@ -1,0 +1,72 @@
+// Attention for head dimension 256 on Hopper, in one launch.
+//
+// One block a multiprocessor: a producer warpgroup (bulk copies, schedule) and two consumer
+// warpgroups of 64 query rows each. Per unit of 64 keys a consumer computes S = Q K^T into
+// registers, applies the mask and SiLU there, and adds P V to a 64 x 256 fp32 accumulator; the next
+// Q K^T is issued before P V, so that SiLU runs under matrix work. See README.md for the versions.
+#include "hopper.h"
+
+#include "hopper_consumer.cuh"
+#include "hopper_producer.cuh"
+#include "tensor_map.h"
+
+namespace mtgr {
+namespace hopper {
+namespace {
+
+template <class T>
+__global__ void __launch_bounds__(kThreads, 1)
+    attention_hopper(const __grid_constant__ Problem p, const __grid_constant__ Maps maps,
+                     float4* partials, int* counters) {
+  extern __shared__ __align__(1024) unsigned char raw[];
+  Shared& shared = *reinterpret_cast<Shared*>(raw);
+  if (threadIdx.x == 0) shared.init();
+  __syncthreads();
+
+  const int warpgroup = threadIdx.x / 128;
+  if (warpgroup == 0) {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+    switch (threadIdx.x / 32) {
+      case 0: load_tiles(p, maps, shared); break;
+      case 1: clear_tails(p, shared); break;
+      case 2: schedule(p, shared); break;
+      case 3: zero_padding<T>(p, p.heads * kDim, blockIdx.x * 32 + threadIdx.x % 32, gridDim.x * 32);
+    }
+  } else {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+    Consumer<T>(p, shared, warpgroup - 1, partials, counters).run();
+  }
+}
+
+template <class T>
+cudaError_t launch(const Problem& p, mtgr_dtype dtype, int blocks, void* partials, void* counters,
+                   cudaStream_t stream) {
+  Maps maps;
+  cudaError_t error = make_maps(p, dtype, maps);
+  if (error != cudaSuccess) return error;
+  auto* kernel = attention_hopper<T>;
+  error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Shared));
+  if (error != cudaSuccess) return error;
+  kernel<<<blocks, kThreads, sizeof(Shared), stream>>>(p, maps, static_cast<float4*>(partials),
+                                                       static_cast<int*>(counters));
+  return cudaGetLastError();
+}
+
+}  // namespace
+}  // namespace hopper
+
+size_t hopper_partial_bytes(int blocks) {
+  return size_t(blocks) * 2 * hopper::kTileM * hopper::kDim * sizeof(float);
+}
+
+size_t hopper_counter_bytes(int blocks) {
+  return size_t(blocks) * hopper::kConsumers * sizeof(int);
+}
+
+cudaError_t launch_hopper(const Problem& problem, mtgr_dtype dtype, int blocks, void* partials,
+                          void* counters, cudaStream_t stream) {
+  auto* launch = dtype == MTGR_FLOAT16 ? hopper::launch<__half> : hopper::launch<__nv_bfloat16>;
+  return launch(problem, dtype, blocks, partials, counters, stream);
+}
+
+}  // namespace mtgr
