@@ -1,0 +1,44 @@
+# Every job of a newcomer in one word. Each installs what it needs into .venv first.
+VENV   ?= .venv
+PYTHON ?= python3
+RUN    := $(VENV)/bin
+
+.PHONY: demo demo-stop train-demo test bench lint format demo-package clean
+
+demo: $(VENV)/.base          ## serve the demo package with its users, print a ranked table
+	$(RUN)/mtgr demo
+
+demo-stop:                   ## stop the server that `make demo` or `make train-demo` left up
+	$(RUN)/mtgr demo --stop
+
+train-demo: $(VENV)/.dev     ## the same from nothing: simulate, train, build, serve
+	RUN=$(RUN) bash model_def/data/train_demo.sh var/train-demo
+	$(RUN)/mtgr demo --package var/train-demo/package
+
+test: lint                   ## lint, types and every test that needs no GPU
+	$(RUN)/pytest -q -n 2 --dist loadfile
+
+bench: $(VENV)/.dev          ## side by side, as ratios in one run
+	$(RUN)/python -m tests.bench
+
+lint: $(VENV)/.dev
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy
+
+format: $(VENV)/.dev
+	$(RUN)/ruff check --fix .
+	$(RUN)/ruff format .
+
+clean:
+	rm -rf build var .mypy_cache .ruff_cache .pytest_cache
+
+$(VENV)/.base: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)/pip install -q -e .
+	touch $@
+
+$(VENV)/.dev: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)/pip install -q -e '.[dev]'
+	touch $@ $(VENV)/.base

@@ -1,0 +1,59 @@
+"""The `mtgr` command: one subcommand for each job, each imported only when it is asked for.
+
+So the base install, without torch, lists every command and runs those that serve.
+"""
+
+from importlib import import_module
+
+import click
+
+COMMANDS = {
+    "simulate": ("model_def.cli:simulate", "train", "Write logs of a simulated marketplace."),
+    "import": ("model_def.data.importer:import_", "train", "Write logs from your own tables."),
+    "train": ("model_def.cli:train", "train", "Train a model on logs."),
+    "evaluate": ("model_def.cli:evaluate", "train", "Score logs: AUC, GAUC, NE, calibration."),
+    "build": ("engine_build.cli:build", "build", "Build a model package from a checkpoint."),
+    "verify": ("engine_build.cli:verify", "build", "Check a package's engines against PyTorch."),
+    "load-features": ("service.cli:load_features", "train", "Load users and items into Redis."),
+    "serve": ("service.cli:serve", "", "Serve packages over HTTP."),
+    "rank": ("service.cli:rank", "", "Send a ranking request and print the answer."),
+    "demo": ("service.demo:demo", "", "Serve the demo package with its users; rank for one."),
+}
+"""Name -> where it is, the extra it needs beyond the base install, and what it does."""
+
+OURS = ("model_def", "engine_build", "plugins", "service", "loadtest")
+
+
+class LazyGroup(click.Group):
+    """Lists commands without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        place, extra, _ = COMMANDS[cmd_name]
+        module, name = place.split(":")
+        try:
+            command: click.Command = getattr(import_module(module), name)
+        except ModuleNotFoundError as error:
+            if not extra or (error.name or "").split(".")[0] in OURS:
+                raise
+            raise click.ClickException(
+                f"'mtgr {cmd_name}' needs {error.name}: pip install 'mtgr-serving[{extra}]'"
+            ) from error
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, about) for name, (_, _, about) in COMMANDS.items()])
+
+
+@click.command(cls=LazyGroup)
+def main() -> None:
+    """MTGR, Meituan's generative ranking model: logs -> model -> engine -> ranked answers."""
+
+
+if __name__ == "__main__":
+    main()
