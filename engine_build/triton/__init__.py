@@ -1,0 +1,1 @@
+"""Triton model repositories from model packages: configs, Python-backend models, launch commands."""
