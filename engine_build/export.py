@@ -1,0 +1,85 @@
+"""PyTorch module -> ONNX model of standard operators and `mtgr` nodes: one definition for both.
+
+The graph's inputs are the schema's named 1-D arrays with free lengths, except
+`context_candidates`: serving has one context row a request, so the graph finds each candidate's
+in `candidate_offsets`. Its outputs are one probability float32 [T_c] a task, named as the task.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from engine_build.onnx_functions import OPSET_VERSION, function_protos
+from engine_build.requests import random_batch
+from engine_build.translation import TRANSLATIONS
+from model_def.model import MTGR, owners
+from model_def.schema import ArraySpec, FeatureSchema
+
+MAX_TABLE_ELEMENTS = 2**31
+"""TensorRT's volume of one tensor; a larger embedding table belongs to the host."""
+
+
+class Serving(nn.Module):
+    """The model as an engine sees it: the arrays of a serving batch -> a probability a task."""
+
+    def __init__(self, model: MTGR):
+        super().__init__()
+        self.model = model
+
+    def forward(self, arrays: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        candidates = arrays["candidate_visible"].shape[0]
+        context = owners(arrays["candidate_offsets"], candidates)
+        logits = self.model({**arrays, "candidate_context": context})
+        return torch.sigmoid(logits).unbind(1)
+
+
+def engine_inputs(schema: FeatureSchema) -> tuple[ArraySpec, ...]:
+    """The arrays of a packed batch that an engine takes, in order."""
+    return tuple(spec for spec in schema.arrays if spec.name != "context_candidates")
+
+
+def export_onnx(model: MTGR) -> onnx.ModelProto:
+    """The float32 model as ONNX; raises ValueError for a table too large for an engine."""
+    for name, parameter in model.named_parameters():
+        if parameter.numel() >= MAX_TABLE_ELEMENTS:
+            raise ValueError(
+                f"{name}: {parameter.numel()} elements; an engine takes fewer than 2^31 a table. "
+                "Use embedding_source 'host', or a smaller embedding_dim"
+            )
+    specs = engine_inputs(model.schema)
+    example = random_batch(model.schema, np.random.default_rng(0), [(4, 3, 5)] * 3)
+    arrays = {spec.name: torch.from_numpy(example.arrays[spec.name]) for spec in specs}
+    with torch.no_grad():
+        program = torch.export.export(
+            Serving(model).eval(), (arrays,), dynamic_shapes=({name: {0: length} for name, length in _lengths(specs).items()},)
+        )
+    exported = torch.onnx.export(
+        program,
+        dynamo=True,
+        input_names=[spec.name for spec in specs],
+        output_names=list(model.config.tasks),
+        opset_version=OPSET_VERSION,
+        custom_translation_table=TRANSLATIONS,
+        verbose=False,
+    )
+    assert exported is not None  # only without dynamo
+    proto: onnx.ModelProto = exported.model_proto
+    proto.functions.extend(function_protos())
+    return proto
+
+
+def _lengths(specs: tuple[ArraySpec, ...]) -> dict[str, Any]:
+    """The symbolic length of each array, a multiple of its segment's rows.
+
+    The tracer wants three rows at least, since it would fix a length of 0 or 1; nothing in the
+    graph depends on that.
+    """
+    rows = {n: torch.export.Dim(n, min=3) for n in ("lifelong", "realtime", "candidate")}
+    requests = torch.export.Dim("requests", min=3)
+    rows |= {"profile": requests, "context": requests, "offset": requests + 1}
+    # torch.export takes 1 * x for no symbol.
+    return {s.name: s.width * rows[s.rows] if s.width > 1 else rows[s.rows] for s in specs}
