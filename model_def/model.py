@@ -211,12 +211,13 @@ class MTGR(nn.Module):
         groups = [self.config.group_of(s) for s in TOKEN_SEGMENTS]
         static_rows = torch.arange(rows[0], dtype=torch.int32, device=order.device)
         owner = owners(static_offsets, rows[0])
-        is_profile = static_rows - static_offsets[owner] < profile
+        start = static_offsets.index_select(0, owner)
+        is_profile = static_rows - start < profile
         # Within a user's static rows the profile's come first, then the lifelong sequence's;
         # the tokens are made per segment, all profiles before all sequences.
         source = torch.where(
             is_profile,
-            owner * profile + static_rows - static_offsets[owner],
+            owner * profile + static_rows - start,
             (users - 1 - owner) * profile + static_rows,
         )
         return Frame(
@@ -238,10 +239,10 @@ class MTGR(nn.Module):
 
     def _static_tokens(self, tensors: Mapping[str, Tensor], frame: Frame) -> Tensor:
         tokens = torch.cat((self.profile(tensors), self.lifelong(tensors)))
-        return tokens[frame.static_source]
+        return tokens.index_select(0, frame.static_source)
 
     def _dynamic_tokens(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        context = self.context(tensors)[tensors["candidate_context"]]
+        context = self.context(tensors).index_select(0, tensors["candidate_context"])
         return torch.cat((self.realtime(tensors), self.candidate(tensors, context)))
 
     def _logits(self, x: Tensor) -> Tensor:

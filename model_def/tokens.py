@@ -112,6 +112,7 @@ class NumberEncoding(nn.Module):
                 case _:
                     plain.append((at, isinstance(transform, Log1p), 0.0, 1.0))
         self.width = len(plain) + len(bins)
+        self.any_logarithmic = any(row[1] for row in plain)
         for names, table in (
             (("plain_at", "logarithmic", "mean", "inv_std"), plain),
             (("bin_at", "bin_low", "bin_scale"), bins),
@@ -125,13 +126,14 @@ class NumberEncoding(nn.Module):
         x = numbers.view(-1, self.columns).float()
         encoded = []
         if len(self.plain_at):
-            plain = x[:, self.plain_at]
-            if self.logarithmic.any():
+            plain = x.index_select(1, self.plain_at)
+            if self.any_logarithmic:
                 logs = plain.sign() * plain.abs().log1p()
                 plain = torch.where(self.logarithmic, logs, plain)
             encoded.append((plain - self.mean) * self.inv_std)
         if len(self.bin_at):
-            encoded.append(((x[:, self.bin_at] - self.bin_low) * self.bin_scale).clamp(0, 1))
+            binned = x.index_select(1, self.bin_at)
+            encoded.append(((binned - self.bin_low) * self.bin_scale).clamp(0, 1))
         return torch.cat(encoded, 1)
 
 
