@@ -1,0 +1,1 @@
+"""Backends: what scores a packed batch. Each implements `service.rank.Backend`."""

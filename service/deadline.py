@@ -1,0 +1,64 @@
+"""The time a request has left: one object handed down through Redis and the backend."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from time import monotonic, perf_counter
+
+from service.errors import DependencyFailed
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """A moment on the monotonic clock, in seconds. Every timeout is what is left until it."""
+
+    at: float
+
+    @classmethod
+    def after(cls, seconds: float, start: float | None = None) -> "Deadline":
+        """The moment `seconds` after `start` (now by default)."""
+        return cls((monotonic() if start is None else start) + seconds)
+
+    def left(self) -> float:
+        """Seconds until the moment; 0 once it has passed."""
+        return max(0.0, self.at - monotonic())
+
+    def within(self, seconds: float) -> "Deadline":
+        """The earlier of this moment and `seconds` from now."""
+        return Deadline(min(self.at, monotonic() + seconds))
+
+    def before(self, seconds: float) -> "Deadline":
+        """The moment `seconds` earlier: what a dependency gets when answering still takes time."""
+        return Deadline(self.at - seconds)
+
+    @asynccontextmanager
+    async def bound(self, dependency: str) -> AsyncIterator[None]:
+        """Cancel the block at the moment, or never start it once it has passed; raises
+        DependencyFailed(dependency, "timeout")."""
+        if not self.left():
+            raise DependencyFailed(dependency, "timeout")
+        try:
+            async with asyncio.timeout(self.left()):
+                yield
+        except TimeoutError:
+            raise DependencyFailed(dependency, "timeout") from None
+
+
+class Stages:
+    """Where a request's time went. `mark` closes a stage, so the stages add up to the whole."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = perf_counter()
+
+    def mark(self, stage: str) -> None:
+        """Everything since the previous mark was `stage`; the same stage twice adds."""
+        now = perf_counter()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._last
+        self._last = now
+
+    def server_timing(self) -> str:
+        """The `Server-Timing` header (W3C), in milliseconds, with the total."""
+        parts = [f"{stage};dur={1e3 * taken:.3f}" for stage, taken in self.seconds.items()]
+        return ", ".join([*parts, f"total;dur={1e3 * sum(self.seconds.values()):.3f}"])

@@ -1,0 +1,222 @@
+"""Features of users and items in Redis: one MGET a request, one script to append behaviour.
+
+Reading never fails: a part that is absent, unreadable or out of reach becomes its default and is
+named. Writing raises DependencyFailed unless Redis has acknowledged it.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any, cast
+from urllib.parse import quote
+
+import numpy as np
+from numpy.typing import NDArray
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from model_def.batch import Rows
+from model_def.rows import empty_rows
+from model_def.schema import FeatureSchema
+from service.deadline import Deadline
+from service.errors import DependencyFailed
+from service.features.codec import ItemCodec, LogCodec, TableCodec, Unreadable
+from service.features.items import ItemCache
+from service.rank import Floats, RankRequest, UserFeatures
+
+KEPT_TIMES_CAP = 4
+"""A real-time sequence keeps this many times its cap: events may come late and out of order."""
+
+
+@dataclass(frozen=True)
+class StoreSettings:
+    """Bounds of a feature store."""
+
+    timeout_s: float
+    """Longest wait for one answer of Redis, within the request's deadline."""
+    realtime_ttl_s: float
+    item_cache_items: int
+    item_cache_ttl_s: float
+    label_stream_entries: int
+
+
+def connect(url: str, connections: int) -> "Redis":
+    """A client of `url` (redis://, rediss:// or unix://) with a bounded pool.
+
+    One retry, at once, for a connection that went stale; waiting is the deadline's business.
+    """
+    pool = BlockingConnectionPool.from_url(
+        url, max_connections=connections, timeout=None, retry=Retry(NoBackoff(), 1)
+    )
+    return Redis.from_pool(pool)
+
+
+class FeatureStore:
+    """The features of one schema. Implements `service.rank.Features`."""
+
+    def __init__(self, redis: "Redis", schema: FeatureSchema, settings: StoreSettings):
+        self._redis, self._schema, self._settings = redis, schema, settings
+        layouts, layout_hash = schema.layouts, schema.layout_hash
+        self._profile = TableCodec(layouts["profile"], layout_hash)
+        self._lifelong = TableCodec(layouts["lifelong"], layout_hash)
+        self._realtime = LogCodec(layouts["realtime"], layout_hash)
+        self._item = ItemCodec(layouts["item"], layout_hash)
+        self._cache = ItemCache(settings.item_cache_items, settings.item_cache_ttl_s)
+        self._append = redis.register_script(
+            files("service.features").joinpath("append.lua").read_text()
+        )
+        self._unknown_profile = empty_rows(layouts["profile"], 1)
+        self._places = {
+            feature.name: (carrier, position, getattr(layouts["item"], carrier).index(feature))
+            for carrier in ("ids", "categories", "numbers")
+            for position, feature in enumerate(getattr(layouts["candidate"], carrier))
+            if feature in schema.item
+        }
+
+    def key(self, part: str, name: str | int) -> str:
+        """`mtgr:schema:part:{name}`; the braces make a user's keys one slot of a cluster."""
+        return f"mtgr:{self._schema.name}:{part}:{{{quote(str(name), safe='')}}}"
+
+    async def user(self, user_id: str, time_ms: int, deadline: Deadline) -> UserFeatures:
+        """Everything known of a user, in one round trip."""
+        keys = [self.key(part, user_id) for part in ("profile", "static", "rt")]
+        values: Sequence[bytes | None] = (None, None, None)
+        missing: dict[str, str] = {}
+        unreachable = ""
+        try:
+            values = await self._ask(lambda: self._redis.mget(keys), deadline)
+        except DependencyFailed as failure:
+            missing["realtime"] = unreachable = failure.reason
+
+        snapshots = []
+        profile, lifelong = self._unknown_profile, empty_rows(self._schema.layouts["lifelong"])
+        try:
+            snapshot_ms, profile = self._profile.decode(values[0])
+            snapshots.append(snapshot_ms)
+        except Unreadable as unreadable:
+            missing["profile"] = unreachable or unreadable.reason
+        try:
+            snapshot_ms, lifelong = self._lifelong.decode(values[1])
+            snapshots.append(snapshot_ms)
+        except Unreadable as unreadable:
+            missing["lifelong"] = unreachable or unreadable.reason
+        realtime, damage = self._realtime.decode(values[2])
+        if damage:
+            missing["realtime"] = damage
+        # Without a snapshot, a user begins just before the first event that is known of them.
+        first_ms = int(realtime["time_ms"].min()) - 1 if len(realtime) else time_ms
+        snapshot_ms = max(snapshots, default=first_ms)
+        return UserFeatures(snapshot_ms, profile, lifelong, realtime, missing)
+
+    async def complete(
+        self, request: RankRequest, deadline: Deadline
+    ) -> tuple[Rows, Mapping[str, str]]:
+        """The request's candidates with absent item features taken from the item records."""
+        if not request.absent:
+            return request.candidates, {}
+        wanted = np.logical_or.reduce(list(request.absent.values()))
+        positions = np.flatnonzero(wanted)
+        records, known, why = await self._items(request.item_ids[positions], deadline)
+        rows = request.candidates.copy()
+        for name, without in request.absent.items():
+            carrier, column, source = self._places[name]
+            found = known & without[positions]
+            rows[carrier][positions[found], column] = records["features"][carrier][found, source]
+        return rows, {"item": why} if why else {}
+
+    async def popularity(self, item_ids: NDArray[np.int64], deadline: Deadline) -> Floats:
+        """[K] popularity from the item records, NaN where there is none."""
+        records, known, _ = await self._items(item_ids, deadline)
+        return np.where(known, records["popularity"], np.nan)
+
+    async def _items(
+        self, item_ids: NDArray[np.int64], deadline: Deadline
+    ) -> tuple[NDArray[np.void], NDArray[np.bool_], str | None]:
+        """Records [K] (zero where unknown), which are known, and why the others are not."""
+        ids = item_ids.tolist()
+        values, unknown = self._cache.split(ids)
+        why = None
+        if unknown:
+            try:
+                keys = [self.key("item", item_id) for item_id in unknown]
+                asked = await self._ask(lambda: self._redis.mget(keys), deadline)
+                fresh = dict(zip(unknown, asked, strict=True))
+                self._cache.keep(fresh)
+                values |= fresh
+            except DependencyFailed as failure:
+                why = failure.reason
+        found = [values.get(item_id) for item_id in ids]
+        whole = np.array([v is not None and len(v) == self._item.record_bytes for v in found])
+        decoded, good = self._item.decode([v for v, w in zip(found, whole, strict=True) if w and v])
+        known = whole.copy()
+        known[whole] = good
+        records = np.zeros(len(ids), decoded.dtype)
+        records[known] = decoded[good]
+        if not why and not known.all():
+            stored = np.array([v is not None for v in found])
+            torn = (stored & ~whole).any()
+            why = "corrupt" if not good.all() else "truncated" if torn else "absent"
+        return records, known, why
+
+    async def put_user(
+        self, user_id: str, snapshot_ms: int, profile: Rows, lifelong: Rows, deadline: Deadline
+    ) -> int:
+        """Replace a user's profile and lifelong sequence, both or neither; lifelong rows kept."""
+        kept = lifelong[max(0, len(lifelong) - self._schema.lifelong_cap) :]
+        values = {
+            self.key("profile", user_id): self._profile.encode(snapshot_ms, profile),
+            self.key("static", user_id): self._lifelong.encode(snapshot_ms, kept),
+        }
+        await self._tell(lambda: self._redis.mset(values), deadline)
+        return len(kept)
+
+    async def append(self, user_id: str, events: Rows, deadline: Deadline) -> int:
+        """Append behaviour, each event id once; how many were new."""
+        if not len(events):
+            return 0
+        arguments: list[bytes | int] = [
+            self._realtime.header,
+            self._realtime.record_bytes,
+            KEPT_TIMES_CAP * self._schema.realtime_cap,
+            int(1000 * self._settings.realtime_ttl_s),
+            *self._realtime.encode(events),
+        ]
+        key = self.key("rt", user_id)
+        return int(await self._tell(lambda: self._append([key], arguments), deadline))
+
+    async def put_items(self, items: Rows, popularity: Floats, deadline: Deadline) -> None:
+        """Replace the records of items (rows of the `item` layout, `item_id` among them)."""
+        names = [feature.name for feature in self._schema.layouts["item"].ids]
+        ids = items["ids"][:, names.index("item_id")].tolist()
+        keys = [self.key("item", item_id) for item_id in ids]
+        values = dict(zip(keys, self._item.encode(items, popularity), strict=True))
+        await self._tell(lambda: self._redis.mset(values), deadline)
+
+    async def label(self, labels: Sequence[dict[str, Any]], deadline: Deadline) -> None:
+        """Write outcomes of ranked requests to the label stream, for joining with what was served.
+
+        At least once: a caller that retries may write one twice, under the same `event_id`.
+        """
+        if not labels:
+            return
+        pipeline = self._redis.pipeline(transaction=True)
+        stream, most = f"mtgr:{self._schema.name}:labels", self._settings.label_stream_entries
+        for entry in labels:
+            pipeline.xadd(stream, cast(Any, entry), maxlen=most, approximate=True)
+        await self._tell(pipeline.execute, deadline)
+
+    async def _ask(self, command: Callable[[], Any], deadline: Deadline) -> Any:
+        return await self._tell(command, deadline.within(self._settings.timeout_s))
+
+    async def _tell(self, command: Callable[[], Any], deadline: Deadline) -> Any:
+        async with deadline.bound("redis"):
+            try:
+                return await cast(Awaitable[Any], command())
+            except (RedisConnectionError, RedisTimeoutError, OSError):
+                raise DependencyFailed("redis", "unavailable") from None
+            except RedisError:
+                raise DependencyFailed("redis", "error") from None

@@ -1,0 +1,1 @@
+"""HTTP in front of `service.rank`: bodies, answers, documents. Nothing here ranks."""

@@ -1,0 +1,97 @@
+"""The endpoints: bytes to a checked request, the work, and the answer with its timings."""
+
+from time import monotonic
+from urllib.parse import unquote_to_bytes
+from uuid import uuid4
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.deadline import Deadline, Stages
+from service.errors import InvalidRequest
+from service.http.body import answer_format, body_format, read_body
+from service.http.gateway import Gateway, now_ms
+from service.http.replies import EventsAnswer, UserAnswer, rank_answer, reply
+from service.http.validate import behaviour, deadline_ms, rank_request, user_snapshot
+from service.rank import rank
+
+USERS = "/v1/users/"
+
+
+async def rank_candidates(gateway: Gateway, request: Request) -> Response:
+    """`POST /v1/rank`."""
+    start, stages = monotonic(), Stages()
+    with gateway.admission.slot():
+        gateway.require_ready()
+        format = body_format(request)
+        body = await read_body(request, gateway.settings.max_body_bytes)
+        stages.mark("read")
+
+        scene, wire = gateway.scenes.read("rank", body, format)
+        request.state.scene = scene.name
+        stages.mark("decode")
+
+        patience_s = deadline_ms(wire, gateway.limits) / 1e3
+        reserve_s = gateway.settings.answer_reserve_ms / 1e3
+        deadline = Deadline.after(patience_s, start).before(reserve_s)
+        gateway.admission.check(deadline)
+        checked = rank_request(
+            wire, scene.model.schema, gateway.limits, now_ms(), uuid4().hex, scene.top_k
+        )
+        stages.mark("validate")
+
+        ranked = await rank(checked, scene.model, scene.served.features, deadline, stages)
+
+        answer = rank_answer(checked.request_id, scene.model.version, ranked)
+        response = reply(answer, answer_format(request, format))
+        stages.mark("encode")
+    response.headers["server-timing"] = stages.server_timing()
+    gateway.observe(scene, ranked, len(checked.item_ids), stages)
+    return response
+
+
+async def take_events(gateway: Gateway, request: Request) -> Response:
+    """`POST /v1/events`: acknowledged once Redis has acknowledged."""
+    format = body_format(request)
+    body = await read_body(request, gateway.settings.max_body_bytes)
+    scene, wire = gateway.scenes.read("events", body, format)
+    request.state.scene = scene.name
+    rows, labels = behaviour(wire, scene.model.schema, gateway.limits, now_ms())
+
+    deadline = Deadline.after(gateway.settings.redis_write_timeout_ms / 1e3)
+    features = scene.served.features
+    await features.label(labels, deadline)
+    appended = await features.append(wire.user_id, rows, deadline)
+    counts = {"appended": appended, "repeated": len(rows) - appended, "labels": len(labels)}
+    for outcome, count in counts.items():
+        gateway.metrics.events.labels(scene.name, outcome).inc(count)
+    return reply(EventsAnswer(**counts).model_dump())
+
+
+async def put_user(gateway: Gateway, request: Request) -> Response:
+    """`PUT /v1/users/{id}`: profile and lifelong sequence, both or neither."""
+    user_id = _user_id(request)
+    format = body_format(request)
+    body = await read_body(request, gateway.settings.max_body_bytes)
+    scene, wire = gateway.scenes.read("user", body, format)
+    request.state.scene = scene.name
+    snapshot_ms, profile, lifelong = user_snapshot(
+        wire, scene.model.schema, gateway.limits, now_ms()
+    )
+    deadline = Deadline.after(gateway.settings.redis_write_timeout_ms / 1e3)
+    kept = await scene.served.features.put_user(user_id, snapshot_ms, profile, lifelong, deadline)
+    return reply(UserAnswer(user_id=user_id, lifelong=kept).model_dump())
+
+
+def _user_id(request: Request) -> str:
+    """From the raw path: a percent-encoded id is any UTF-8 string of 1 to 256 characters."""
+    raw = request.scope["raw_path"].partition(b"?")[0].removeprefix(USERS.encode())
+    try:
+        user_id = unquote_to_bytes(raw).decode()
+    except UnicodeDecodeError:
+        user_id = ""
+    if not 1 <= len(user_id) <= 256:
+        raise InvalidRequest(
+            "not an id", path="path.id", expected="percent-encoded UTF-8 of 1 to 256 characters"
+        )
+    return user_id

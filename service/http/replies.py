@@ -1,0 +1,146 @@
+"""Answers, as they are encoded on the hot path and as OpenAPI documents them."""
+
+import math
+from typing import Annotated, Any, Literal
+
+import msgspec
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.errors import ServiceError
+from service.http.wire import Formats
+from service.rank import Floats, RankedItems
+
+MEDIA: dict[Formats, str] = {"json": "application/json", "msgpack": "application/msgpack"}
+_ENCODERS: dict[Formats, Any] = {
+    "json": msgspec.json.Encoder(),
+    "msgpack": msgspec.msgpack.Encoder(),
+}
+
+
+class Document(BaseModel):
+    """Base of what OpenAPI documents."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class RankedItem(Document):
+    """One item of the answer."""
+
+    item_id: int
+    score: float | None = Field(description="what it was ordered by; null where nothing is known")
+    ctr: float | None = Field(description="probability of a click, if the model ranked")
+    ctcvr: float | None = Field(description="probability of click and order, if the model ranked")
+
+
+class RankAnswer(Document):
+    """The ranked list, best first."""
+
+    request_id: str
+    model_version: str
+    degraded: bool
+    reason: str | None = Field(description="why degraded: part and failure, as redis_timeout")
+    ranked_by: Literal["model", "recall_score", "popularity", "input_order"]
+    missing: dict[str, str] = Field(
+        description="features that could not be had: profile, lifelong, realtime or item, each "
+        "with absent, truncated, corrupt, old_schema, timeout, unavailable or error"
+    )
+    items: list[RankedItem]
+
+
+class EventsAnswer(Document):
+    """Sent once Redis has acknowledged."""
+
+    appended: int
+    repeated: int = Field(description="events whose id the sequence holds already")
+    labels: int
+
+
+class UserAnswer(Document):
+    """Sent once Redis has acknowledged."""
+
+    user_id: str
+    lifelong: int = Field(description="rows kept, the newest")
+
+
+class ErrorDetail(Document):
+    """One problem. `path` is a JSONPath into the body."""
+
+    type: Annotated[str, Field(description="a fixed word, as in the metrics")]
+    path: str | None
+    problem: str
+    expected: str | None
+
+
+class ErrorAnswer(Document):
+    """The body of every answer that is not 2xx."""
+
+    error: ErrorDetail
+
+
+class Item(msgspec.Struct, gc=False):
+    """RankedItem as it is encoded."""
+
+    item_id: int
+    score: float | None
+    ctr: float | None
+    ctcvr: float | None
+
+
+class Answer(msgspec.Struct, gc=False):
+    """RankAnswer as it is encoded."""
+
+    request_id: str
+    model_version: str
+    degraded: bool
+    reason: str | None
+    ranked_by: str
+    missing: Any
+    items: list[Item]
+
+
+def rank_answer(request_id: str, version: str, ranked: RankedItems) -> Answer:
+    """The answer to a ranking request."""
+    nothing: list[float | None] = [None] * len(ranked.item_ids)
+    tasks = {name: _numbers(values) for name, values in ranked.tasks.items()}
+    ctr, ctcvr = tasks.get("ctr", nothing), tasks.get("ctcvr", nothing)
+    items = map(Item, ranked.item_ids.tolist(), _numbers(ranked.scores), ctr, ctcvr)
+    return Answer(
+        request_id=request_id,
+        model_version=version,
+        degraded=ranked.reason is not None,
+        reason=ranked.reason,
+        ranked_by=ranked.ranked_by,
+        missing=ranked.missing,
+        items=list(items),
+    )
+
+
+def encode(answer: Any, format: Formats) -> bytes:
+    """Bytes of an answer."""
+    content: bytes = _ENCODERS[format].encode(answer)
+    return content
+
+
+def reply(answer: Any, format: Formats = "json", status: int = 200) -> Response:
+    """A response with the answer as its body."""
+    return Response(encode(answer, format), status, media_type=MEDIA[format])
+
+
+def error_reply(request: Request, error: ServiceError) -> Response:
+    """`{"error": {"type", "path", "problem", "expected"}}`, always JSON."""
+    detail = {
+        "type": error.type,
+        "path": error.path,
+        "problem": error.problem,
+        "expected": error.expected,
+    }
+    response = reply({"error": detail}, status=error.status)
+    if error.retry_after_s is not None:
+        response.headers["retry-after"] = str(error.retry_after_s)
+    return response
+
+
+def _numbers(values: Floats) -> list[float | None]:
+    return [None if math.isnan(value) else value for value in values.tolist()]

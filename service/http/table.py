@@ -1,0 +1,176 @@
+"""A table of a body, rows or columns alike, as checked columns and packed rows."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from msgspec import UNSET
+from msgspec.structs import asdict, astuple
+from numpy.typing import NDArray
+
+from model_def.batch import Rows
+from model_def.rows import InvalidFeature, checked_column, rows_from_columns
+from model_def.schema import IdFeature, Layout
+from service.errors import InvalidRequest
+from service.http.wire import BinaryColumn
+from service.rank import Floats
+
+Path = Callable[[str, int | None], str]
+"""Where a feature's value stands in the body: of a name, and of a row where one is at fault."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of a body, whichever way it came: columns by name, and paths into the body."""
+
+    count: int
+    stamps: Mapping[str, Any]
+    features: Mapping[str, Any]
+    path: Path
+
+    @classmethod
+    def of(cls, wire: Any, root: str, counted: str, low: int, high: int) -> "Table":
+        """From a list of row structs, or a struct of columns whose length is that of `counted`.
+
+        Raises InvalidRequest unless it has `low` to `high` rows, before looking at any of them.
+        """
+        if isinstance(wire, list):
+            check_range(len(wire), root, low, high, "rows")
+            return cls._of_rows(wire, root)
+        length = len(_column(getattr(wire, counted), f"{root}.{counted}"))
+        check_range(length, f"{root}.{counted}", low, high, "values")
+        stamps = {
+            name: _column(column, f"{root}.{name}")
+            for name, column in asdict(wire).items()
+            if name != "features" and column is not UNSET
+        }
+        features = {
+            name: _column(column, f"{root}.features.{name}")
+            for name, column in asdict(wire.features).items()
+            if column is not UNSET
+        }
+
+        def path(name: str, row: int | None) -> str:
+            place = f"{root}.{name}" if name in stamps else f"{root}.features.{name}"
+            return place if row is None else f"{place}[{row}]"
+
+        return cls(length, stamps, features, path)
+
+    @classmethod
+    def _of_rows(cls, rows: Sequence[Any], root: str) -> "Table":
+        if not rows:
+            return cls(0, {}, {}, lambda name, row: f"{root}.features.{name}")
+        stamp_names = [n for n in rows[0].__struct_fields__ if n != "features"]
+        stamps: dict[str, Any] = {n: [getattr(row, n) for row in rows] for n in stamp_names}
+        if "recall_score" in stamps and all(s is UNSET for s in stamps["recall_score"]):
+            del stamps["recall_score"]
+        columns = zip(*[astuple(row.features) for row in rows], strict=True)
+        features = dict(zip(rows[0].features.__struct_fields__, columns, strict=True))
+
+        def path(name: str, row: int | None) -> str:
+            place = name if name in stamp_names else f"features.{name}"
+            return f"{root}[{'*' if row is None else row}].{place}"
+
+        return cls(len(rows), stamps, features, path)
+
+    def stamp(self, name: str) -> NDArray[np.int64]:
+        """int64 [count] of a stamp; raises InvalidRequest."""
+        column = self.stamps.get(name, ())
+        try:
+            values = checked_column(IdFeature(name=name), column, self.count)
+            return values.astype(np.int64, copy=False)
+        except InvalidFeature as invalid:
+            raise refusal(invalid, column, self.path) from None
+
+    def item_ids(self) -> NDArray[np.int64]:
+        """Ids of the candidates, each once."""
+        ids = self.stamp("item_id")
+        order = np.argsort(ids, kind="stable")
+        again = np.flatnonzero(ids[order[1:]] == ids[order[:-1]])
+        if len(again):
+            first, second = int(order[again[0]]), int(order[again[0] + 1])
+            raise InvalidRequest(
+                f"{ids[second]} again, first at {self.path('item_id', first)}",
+                path=self.path("item_id", second),
+                expected="item ids that differ",
+            )
+        return ids
+
+    def recall_scores(self) -> Floats | None:
+        """Recall scores [count], NaN for a row without one; None where no row has one."""
+        column = self.stamps.get("recall_score")
+        if column is None:
+            return None
+        given = np.array([score is not UNSET for score in column])
+        scores = np.array([score if score is not UNSET else 0.0 for score in column], np.float64)
+        if len(scores) != self.count:
+            raise InvalidRequest(
+                f"got {len(scores)} values",
+                path=self.path("recall_score", None),
+                expected=f"{self.count} values",
+            )
+        if not np.isfinite(scores).all():
+            row = int(np.argmin(np.isfinite(scores)))
+            raise InvalidRequest(
+                f"got {scores[row]}", path=self.path("recall_score", row), expected="finite numbers"
+            )
+        scores[~given] = np.nan
+        return scores
+
+    def rows(
+        self, layout: Layout, more: Mapping[str, Any], stamps: Mapping[str, Any] | None = None
+    ) -> Rows:
+        """Packed rows of the features, `more` taking the place of columns of the same name."""
+        return checked_rows(layout, {**self.features, **more}, self.count, stamps, self.path)
+
+
+def single_row(layout: Layout, values: Any, root: str, time_ms: int | None = None) -> Rows:
+    """One row of a one-row segment (profile, context)."""
+    columns = {name: [value] for name, value in asdict(values).items()}
+    stamps = None if time_ms is None else {"time_ms": [time_ms]}
+    return checked_rows(layout, columns, 1, stamps, lambda name, row: f"{root}.{name}")
+
+
+def checked_rows(
+    layout: Layout,
+    columns: Mapping[str, Any],
+    count: int,
+    stamps: Mapping[str, Any] | None,
+    path: Path,
+) -> Rows:
+    """`rows_from_columns`, its refusal told as a path into the body."""
+    try:
+        return rows_from_columns(layout, columns, count, stamps)
+    except InvalidFeature as invalid:
+        raise refusal(invalid, columns.get(invalid.feature, ()), path) from None
+
+
+def refusal(invalid: InvalidFeature, column: Any, path: Path) -> InvalidRequest:
+    """An InvalidFeature as the answer's path, problem and expectation."""
+    expected, _, got = invalid.expected.removeprefix("expected ").partition(", got ")
+    if not got and invalid.row is not None:
+        got = str(column[invalid.row])[:64]
+    where = path(invalid.feature, invalid.row)
+    return InvalidRequest(f"got {got}" if got else expected, path=where, expected=expected)
+
+
+def check_range(value: int, path: str, low: int, high: int, what: str = "") -> None:
+    """Refuse a number outside low..high."""
+    if not low <= value <= high:
+        unit = f" {what}" if what else ""
+        raise InvalidRequest(f"got {value}{unit}", path=path, expected=f"{low} to {high}{unit}")
+
+
+def _column(column: Any, path: str) -> Any:
+    """A column as NumPy reads it: the list as it came, or the bytes in place."""
+    if not isinstance(column, BinaryColumn):
+        return column
+    dtype = np.dtype(column.dtype)
+    if len(column.data) % dtype.itemsize:
+        raise InvalidRequest(
+            f"got {len(column.data)} bytes",
+            path=f"{path}.data",
+            expected=f"a multiple of {dtype.itemsize} bytes, for {column.dtype}",
+        )
+    return np.frombuffer(column.data, dtype)

@@ -1,0 +1,194 @@
+"""The whole story of a ranking request. Knows nothing of HTTP, Redis or any engine.
+
+A validated request and the user's features become one packed batch; a backend scores it; the
+scores order the candidates. Whatever fails on the way, the candidates are ranked by what is left.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_def.batch import PackedBatch, Rows, Sample, pack
+from model_def.config import ScoreFormula
+from model_def.schema import FeatureSchema
+from service.deadline import Deadline, Stages
+from service.errors import DependencyFailed
+
+Floats = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class RankRequest:
+    """A request that has passed every check: K candidates for one user at one time."""
+
+    request_id: str
+    user_id: str
+    time_ms: int
+    top_k: int
+    item_ids: NDArray[np.int64]
+    candidates: Rows
+    """[K] of the schema's `candidate` layout."""
+    context: Rows
+    """[1] of the `context` layout, carrying the request's time."""
+    recall_scores: Floats | None = None
+    """[K], NaN where the caller gave none."""
+    absent: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
+    """Item features that the caller left out: for each, the rows [K] without it."""
+
+
+@dataclass(frozen=True)
+class UserFeatures:
+    """What the store knows of a user; an unknown user has defaults and empty sequences."""
+
+    snapshot_ms: int
+    profile: Rows
+    lifelong: Rows
+    realtime: Rows
+    missing: Mapping[str, str] = field(default_factory=dict)
+    """Reason by part (profile, lifelong, realtime) for each part that could not be had."""
+
+
+class Features(Protocol):
+    """The feature store, as ranking sees it: it never fails, it says what is missing."""
+
+    async def user(self, user_id: str, time_ms: int, deadline: Deadline) -> UserFeatures:
+        """The user's profile and sequences."""
+
+    async def complete(
+        self, request: RankRequest, deadline: Deadline
+    ) -> tuple[Rows, Mapping[str, str]]:
+        """Candidate rows with the features in `request.absent` filled in, and what is missing."""
+
+    async def popularity(self, item_ids: NDArray[np.int64], deadline: Deadline) -> Floats:
+        """[K] popularity, NaN where it is unknown."""
+
+
+class Backend(Protocol):
+    """Whatever turns a batch into probabilities, in this process or beyond a network."""
+
+    async def score(self, batch: PackedBatch, deadline: Deadline) -> Mapping[str, Floats]:
+        """Probability [T_c] by task; raises DependencyFailed."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """How one scene is ranked: which backend over which schema, and what to do without it."""
+
+    version: str
+    schema: FeatureSchema
+    backend: Backend
+    formula: ScoreFormula
+    fallback: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RankedItems:
+    """The answer, best first: at most top_k items."""
+
+    item_ids: NDArray[np.int64]
+    scores: Floats
+    """What they were ordered by; NaN where nothing is known of an item."""
+    tasks: Mapping[str, Floats]
+    """Probability by task; empty unless the model ranked."""
+    ranked_by: str
+    reason: str | None
+    """Why the answer is degraded; None when it is not."""
+    missing: Mapping[str, str]
+    payload_bytes: int = 0
+
+
+async def rank(
+    request: RankRequest, model: Model, features: Features, deadline: Deadline, stages: Stages
+) -> RankedItems:
+    """Rank the candidates before the deadline; raises nothing for a failing dependency."""
+    user = await features.user(request.user_id, request.time_ms, deadline)
+    candidates, missing_items = await features.complete(request, deadline)
+    missing = {**user.missing, **missing_items}
+    stages.mark("features")
+
+    count = np.array([len(candidates)], np.int32)
+    batch = pack(
+        model.schema,
+        Sample(
+            snapshot_ms=user.snapshot_ms,
+            profile=user.profile,
+            lifelong=user.lifelong,
+            realtime=user.realtime,
+            context=request.context,
+            candidates=candidates,
+            context_candidates=count,
+        ),
+    )
+    stages.mark("pack")
+
+    try:
+        tasks = await model.backend.score(batch, deadline)
+    except DependencyFailed as failure:
+        stages.mark("backend")
+        rung, scores = await fall_back(request, model.fallback, features, deadline)
+        order = best(scores, request.top_k)
+        reason = f"{failure.dependency}_{failure.reason}"
+        stages.mark("fallback")
+        return RankedItems(request.item_ids[order], scores[order], {}, rung, reason, missing)
+    stages.mark("backend")
+
+    scores = combine(tasks, model.formula)
+    order = best(scores, request.top_k)
+    stages.mark("order")
+    return RankedItems(
+        item_ids=request.item_ids[order],
+        scores=scores[order],
+        tasks={name: values[order] for name, values in tasks.items()},
+        ranked_by="model",
+        reason=degradation(missing),
+        missing=missing,
+        payload_bytes=batch.payload_bytes,
+    )
+
+
+async def fall_back(
+    request: RankRequest, rungs: tuple[str, ...], features: Features, deadline: Deadline
+) -> tuple[str, Floats]:
+    """The first rung that knows anything of a candidate, and its scores [K] (NaN: unknown)."""
+    for rung in rungs:
+        scores = request.recall_scores
+        if rung == "popularity":
+            scores = await features.popularity(request.item_ids, deadline)
+        if scores is not None and not np.isnan(scores).all():
+            return rung, scores
+    return "input_order", np.full(len(request.item_ids), np.nan)
+
+
+def combine(tasks: Mapping[str, Floats], formula: ScoreFormula) -> Floats:
+    """score = ctr^a * ctcvr^b; with one task, that task's probability."""
+    if len(tasks) == 1:
+        return next(iter(tasks.values()))
+    powers = {"ctr": formula.ctr_power, "ctcvr": formula.ctcvr_power}
+    score: Floats = np.ones(len(next(iter(tasks.values()))), np.float32)
+    for name, power in powers.items():
+        if power:
+            score = score * tasks[name] ** power
+    return score
+
+
+def best(scores: Floats, top_k: int) -> NDArray[np.int64]:
+    """Positions of the top_k scores, best first; equals keep their input order, NaN comes last."""
+    keys = np.where(np.isnan(scores), np.inf, -scores)
+    if top_k < len(keys):
+        kept = np.flatnonzero(keys <= np.partition(keys, top_k - 1)[top_k - 1])
+        return kept[np.argsort(keys[kept], kind="stable")][:top_k]
+    return np.argsort(keys, kind="stable")
+
+
+def degradation(missing: Mapping[str, str]) -> str | None:
+    """Why a model's answer is degraded: a part that exists could not be read.
+
+    A part that nobody ever stored is no failure: a new user, an item sent without features.
+    """
+    for part, why in missing.items():
+        if why != "absent":
+            return f"{part}_{why}"
+    return None

@@ -1,0 +1,134 @@
+"""Which model ranks a scene: packages of different schemas, served side by side."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from redis.asyncio import Redis
+
+from model_def.batch import PackedBatch, Sample, pack
+from model_def.config import PackageConfig
+from model_def.rows import empty_rows
+from model_def.schema import FeatureSchema
+from service.backends.inprocess import InProcessBackend
+from service.errors import BadSetting, InvalidRequest
+from service.features.store import FeatureStore, StoreSettings
+from service.http.wire import Formats, Wire, peek_scene
+from service.rank import Model
+from service.settings import ModelSettings, Settings
+
+OpenModel = Callable[[ModelSettings], tuple[PackageConfig, InProcessBackend]]
+
+
+@dataclass(frozen=True)
+class Served:
+    """One engine in memory, with everything that its schema decides."""
+
+    alias: str
+    config: PackageConfig
+    backend: InProcessBackend
+    features: FeatureStore
+    wire: Wire
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a request of one scene is ranked with."""
+
+    name: str
+    served: Served
+    model: Model
+    top_k: int
+
+
+class Scenes:
+    """Every scene by name; one of them is for requests that name none."""
+
+    def __init__(self, served: Mapping[str, Served], settings: Settings):
+        self.served = served
+        self.by_name = {
+            name: Scene(
+                name=name,
+                served=served[scene.model],
+                model=Model(
+                    version=served[scene.model].config.version,
+                    schema=served[scene.model].config.features,
+                    backend=served[scene.model].backend,
+                    formula=scene.score or served[scene.model].config.model.score,
+                    fallback=scene.fallback,
+                ),
+                top_k=scene.top_k,
+            )
+            for name, scene in settings.scenes.items()
+        }
+        self.default = settings.default_scene or next(iter(self.by_name))
+
+    def pick(self, name: str | None) -> Scene:
+        """The scene of that name, or the default one; raises InvalidRequest."""
+        scene = self.by_name.get(self.default if name is None else name)
+        if scene is None:
+            raise InvalidRequest(
+                "no such scene", path="$.scene", expected=f"one of {sorted(self.by_name)}"
+            )
+        return scene
+
+    def read(
+        self, kind: Literal["rank", "events", "user"], body: bytes, format: Formats
+    ) -> tuple[Scene, Any]:
+        """The scene that a body is for, and the body decoded by that scene's schema."""
+        if len(self.served) == 1:
+            (only,) = self.served.values()
+            decoded = getattr(only.wire, kind).decode(body, format)
+            return self.pick(decoded.scene), decoded
+        scene = self.pick(peek_scene(body, format))
+        return scene, getattr(scene.served.wire, kind).decode(body, format)
+
+
+def build_scenes(settings: Settings, redis: "Redis", open_model: OpenModel) -> Scenes:
+    """Open every package of the settings; engines are loaded later, by their `start`."""
+    store = StoreSettings(
+        timeout_s=settings.redis_timeout_ms / 1e3,
+        realtime_ttl_s=settings.realtime_ttl_s,
+        item_cache_items=settings.item_cache_items,
+        item_cache_ttl_s=settings.item_cache_ttl_s,
+        label_stream_entries=settings.label_stream_entries,
+    )
+    served: dict[str, Served] = {}
+    for alias, model in settings.models.items():
+        config, backend = open_model(model)
+        schema = config.features
+        for other in served.values():
+            theirs = other.config.features
+            if theirs.name == schema.name and theirs.layout_hash != schema.layout_hash:
+                raise BadSetting(
+                    f"models.{alias}, models.{other.alias}: two layouts of records under one "
+                    f"schema name {schema.name!r}; rename one schema"
+                )
+        features = FeatureStore(redis, schema, store)
+        served[alias] = Served(alias, config, backend, features, Wire(schema))
+    return Scenes(served, settings)
+
+
+def warm_up(schema: FeatureSchema, max_candidates: int) -> tuple[PackedBatch, ...]:
+    """The smallest and the largest request: full sequences, one candidate and the most."""
+    layouts = schema.layouts
+    realtime = empty_rows(layouts["realtime"], schema.realtime_cap)
+    realtime["time_ms"] = realtime["event_id"] = np.arange(schema.realtime_cap) + 1
+    context = empty_rows(layouts["context"], 1)
+    context["time_ms"] = schema.realtime_cap + 1
+    return tuple(
+        pack(
+            schema,
+            Sample(
+                snapshot_ms=0,
+                profile=empty_rows(layouts["profile"], 1),
+                lifelong=empty_rows(layouts["lifelong"], schema.lifelong_cap),
+                realtime=realtime,
+                context=context,
+                candidates=empty_rows(layouts["candidate"], count),
+                context_candidates=np.array([count], np.int32),
+            ),
+        )
+        for count in (1, max_candidates)
+    )

@@ -1,0 +1,152 @@
+"""Settings of the gateway: environment variables `MTGR_<NAME>`, or flags of the same names.
+
+Every description carries its unit. What is unknown or contradicts itself is refused before the
+server starts.
+"""
+
+import difflib
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from model_def.config import ScoreFormula
+from model_def.schema import Frozen
+from service.errors import BadSetting
+
+PREFIX = "MTGR_"
+ELSEWHERE = {"MTGR_SHARED"}
+"""Variables of our prefix that are no settings of the gateway: where tests find their data."""
+
+SceneName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$", max_length=64)]
+Rung = Literal["recall_score", "popularity"]
+
+
+class ModelSettings(Frozen):
+    """One engine in memory, under an alias that scenes refer to."""
+
+    package: Path
+    engine: Literal["onnx-cpu"] = "onnx-cpu"
+    threads: int = Field(default=1, ge=1, description="threads of the engine for one batch")
+    workers: int = Field(default=1, ge=1, description="batches run at a time")
+    queue: int = Field(default=64, ge=1, description="batches run or waiting at most")
+
+
+class SceneSettings(Frozen):
+    """How requests of one scene are ranked."""
+
+    model: str
+    top_k: int = Field(default=50, ge=1, description="items answered by default")
+    score: ScoreFormula | None = Field(default=None, description="in place of the package's")
+    fallback: tuple[Rung, ...] = Field(
+        default=("recall_score", "popularity"), description="then input order"
+    )
+
+
+class Settings(BaseSettings):
+    """All of them, with defaults that serve one package on one machine."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, extra="forbid", allow_inf_nan=False
+    )
+
+    host: str = Field(default="127.0.0.1", description="address to listen on")
+    port: int = Field(default=8000, ge=0, le=65535, description="TCP port; 0 picks a free one")
+    models: dict[SceneName, ModelSettings] = Field(
+        description='JSON, engines by alias: {"home": {"package": "DIR", "threads": 2}}'
+    )
+    scenes: dict[SceneName, SceneSettings] = Field(
+        default={},
+        description='JSON, how scenes are ranked: {"feed": {"model": "home", "top_k": 50}}; '
+        "by default one scene for each model, of its name",
+    )
+    default_scene: str = Field(
+        default="", description="scene of a request that names none; needed if there are several"
+    )
+    redis_url: str = Field(
+        default="", description="redis://, rediss:// or unix:// URL; empty: a server of our own"
+    )
+    redis_dir: Path = Field(
+        default=Path("var/redis"), description="directory where our own Redis server keeps its data"
+    )
+    redis_connections: int = Field(default=64, ge=1, description="connections to Redis at most")
+    redis_timeout_ms: int = Field(
+        default=20, ge=1, description="longest wait for an answer of Redis, milliseconds"
+    )
+    redis_write_timeout_ms: int = Field(
+        default=1000, ge=1, description="longest wait for Redis to acknowledge, milliseconds"
+    )
+    realtime_ttl_s: int = Field(
+        default=7 * 24 * 3600, ge=1, description="life of a real-time sequence, seconds"
+    )
+    item_cache_items: int = Field(default=100_000, ge=0, description="item records kept, items")
+    item_cache_ttl_s: int = Field(default=60, ge=0, description="age of a kept record, seconds")
+    label_stream_entries: int = Field(
+        default=1_000_000, ge=1, description="length of the label stream, entries"
+    )
+    max_body_bytes: int = Field(default=8 << 20, ge=1024, description="largest body, bytes")
+    max_candidates: int = Field(default=2000, ge=1, description="most candidates of a request")
+    max_events: int = Field(default=1000, ge=1, description="most events of a request")
+    clock_skew_ms: int = Field(
+        default=300_000, ge=0, description="how far ahead a caller's clock may be, milliseconds"
+    )
+    default_deadline_ms: int = Field(
+        default=200, ge=1, description="deadline of a request that gives none, milliseconds"
+    )
+    max_deadline_ms: int = Field(
+        default=60_000, ge=1, description="longest deadline accepted, milliseconds"
+    )
+    answer_reserve_ms: int = Field(
+        default=5, ge=0, description="kept of each deadline for writing the answer, milliseconds"
+    )
+    max_in_flight: int = Field(default=256, ge=1, description="requests in flight at most")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _scene_a_model(cls, data: Any) -> Any:
+        if isinstance(data, dict) and not data.get("scenes"):
+            models = data.get("models")
+            if isinstance(models, dict):
+                return {**data, "scenes": {alias: {"model": alias} for alias in models}}
+        return data
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not self.models:
+            raise ValueError("models: at least one package is needed")
+        for name, scene in self.scenes.items():
+            if scene.model not in self.models:
+                raise ValueError(
+                    f"scenes.{name}.model: {scene.model!r} is not one of {sorted(self.models)}"
+                )
+        if self.default_scene and self.default_scene not in self.scenes:
+            raise ValueError(f"default_scene: not one of the scenes {sorted(self.scenes)}")
+        if not self.default_scene and len(self.scenes) > 1:
+            raise ValueError(f"default_scene: needed, one of {sorted(self.scenes)}")
+        if self.redis_url and "redis_dir" in self.model_fields_set:
+            raise ValueError("redis_url and redis_dir exclude each other")
+        if self.redis_url and not self.redis_url.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("redis_url: expected redis://, rediss:// or unix://")
+        if self.default_deadline_ms > self.max_deadline_ms:
+            raise ValueError("default_deadline_ms exceeds max_deadline_ms")
+        return self
+
+
+def load_settings(flags: dict[str, Any]) -> Settings:
+    """Settings from `flags` over the environment; raises BadSetting, a line for each fault."""
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    unknown = {name for name in os.environ if name.startswith(PREFIX)} - known - ELSEWHERE
+    for name in sorted(unknown):
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise BadSetting(f"{name}: no such setting{hint}")
+    try:
+        return Settings(**flags)
+    except ValidationError as error:
+        lines = [
+            ".".join(map(str, fault["loc"])) + ": " * bool(fault["loc"]) + fault["msg"]
+            for fault in error.errors()
+        ]
+        raise BadSetting("\n".join(lines)) from None
