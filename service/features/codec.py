@@ -96,7 +96,7 @@ class CheckedRecords:
         return records["record"], records["checksum"] == self._checksums(records)
 
     def _checksums(self, records: NDArray[np.void]) -> NDArray[np.uint32]:
-        words = records.view(np.dtype("<u4")).reshape(len(records), -1)[:, 1:]
+        words = records.view(np.dtype("<u4")).reshape(-1, self.dtype.itemsize // 4)[:, 1:]
         mixed = (words * self._factors).sum(axis=1, dtype=np.uint64) + self._offset
         high: NDArray[np.uint32] = (mixed >> np.uint64(32)).astype(np.uint32)
         return high

@@ -55,6 +55,11 @@ def connect(url: str, connections: int) -> "Redis":
     return Redis.from_pool(pool)
 
 
+def key(schema: FeatureSchema, part: str, name: str | int) -> str:
+    """`mtgr:schema:part:{name}`; the braces make a user's keys one slot of a cluster."""
+    return f"mtgr:{schema.name}:{part}:{{{quote(str(name), safe='')}}}"
+
+
 class FeatureStore:
     """The features of one schema. Implements `service.rank.Features`."""
 
@@ -77,13 +82,9 @@ class FeatureStore:
             if feature in schema.item
         }
 
-    def key(self, part: str, name: str | int) -> str:
-        """`mtgr:schema:part:{name}`; the braces make a user's keys one slot of a cluster."""
-        return f"mtgr:{self._schema.name}:{part}:{{{quote(str(name), safe='')}}}"
-
     async def user(self, user_id: str, time_ms: int, deadline: Deadline) -> UserFeatures:
         """Everything known of a user, in one round trip."""
-        keys = [self.key(part, user_id) for part in ("profile", "static", "rt")]
+        keys = [key(self._schema, part, user_id) for part in ("profile", "static", "rt")]
         values: Sequence[bytes | None] = (None, None, None)
         missing: dict[str, str] = {}
         unreachable = ""
@@ -142,7 +143,7 @@ class FeatureStore:
         why = None
         if unknown:
             try:
-                keys = [self.key("item", item_id) for item_id in unknown]
+                keys = [key(self._schema, "item", item_id) for item_id in unknown]
                 asked = await self._ask(lambda: self._redis.mget(keys), deadline)
                 fresh = dict(zip(unknown, asked, strict=True))
                 self._cache.keep(fresh)
@@ -168,8 +169,8 @@ class FeatureStore:
         """Replace a user's profile and lifelong sequence, both or neither; lifelong rows kept."""
         kept = lifelong[max(0, len(lifelong) - self._schema.lifelong_cap) :]
         values = {
-            self.key("profile", user_id): self._profile.encode(snapshot_ms, profile),
-            self.key("static", user_id): self._lifelong.encode(snapshot_ms, kept),
+            key(self._schema, "profile", user_id): self._profile.encode(snapshot_ms, profile),
+            key(self._schema, "static", user_id): self._lifelong.encode(snapshot_ms, kept),
         }
         await self._tell(lambda: self._redis.mset(values), deadline)
         return len(kept)
@@ -185,14 +186,14 @@ class FeatureStore:
             int(1000 * self._settings.realtime_ttl_s),
             *self._realtime.encode(events),
         ]
-        key = self.key("rt", user_id)
-        return int(await self._tell(lambda: self._append([key], arguments), deadline))
+        keys = [key(self._schema, "rt", user_id)]
+        return int(await self._tell(lambda: self._append(keys, arguments), deadline))
 
     async def put_items(self, items: Rows, popularity: Floats, deadline: Deadline) -> None:
         """Replace the records of items (rows of the `item` layout, `item_id` among them)."""
         names = [feature.name for feature in self._schema.layouts["item"].ids]
         ids = items["ids"][:, names.index("item_id")].tolist()
-        keys = [self.key("item", item_id) for item_id in ids]
+        keys = [key(self._schema, "item", item_id) for item_id in ids]
         values = dict(zip(keys, self._item.encode(items, popularity), strict=True))
         await self._tell(lambda: self._redis.mset(values), deadline)
 

@@ -122,6 +122,8 @@ class Table:
         self, layout: Layout, more: Mapping[str, Any], stamps: Mapping[str, Any] | None = None
     ) -> Rows:
         """Packed rows of the features, `more` taking the place of columns of the same name."""
+        if not self.count and not self.features:
+            return np.zeros(0, layout.record)
         return checked_rows(layout, {**self.features, **more}, self.count, stamps, self.path)
 
 
@@ -173,4 +175,5 @@ def _column(column: Any, path: str) -> Any:
             path=f"{path}.data",
             expected=f"a multiple of {dtype.itemsize} bytes, for {column.dtype}",
         )
-    return np.frombuffer(column.data, dtype)
+    values = np.frombuffer(column.data, dtype)
+    return values.astype(np.float32) if dtype == np.float16 else values
