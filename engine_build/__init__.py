@@ -1,0 +1,1 @@
+"""From checkpoint to engine: export, model packages, engine kinds, verification, Triton."""

@@ -20,7 +20,7 @@ Value = Any
 """A value of the ONNX graph being built."""
 
 
-def _operator(function: OnnxFunction) -> Op:
+def _operator(function: OnnxFunction[..., Any]) -> Op:
     """The function's name and signature: the exporter would inline a body that it is shown."""
     proto, attributes = function.to_function_proto(), function.function_ir.attributes
     types = [f"T_{name}" for name in proto.input]
@@ -32,14 +32,16 @@ def _operator(function: OnnxFunction) -> Op:
         outputs=[OpSchema.FormalParameter("out", "T_out")],
         type_constraints=[(t, _TENSORS, "") for t in (*types, "T_out")],
         attributes=[
-            OpSchema.Attribute(name, OpSchema.AttrType(int(attribute.type)), "", required=True)
+            OpSchema.Attribute(
+                name, getattr(OpSchema.AttrType, attribute.type.name), "", required=True
+            )
             for name, attribute in attributes.items()
         ],
     )
     return Op(mtgr, proto.name, schema)
 
 
-_TENSORS = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)", "tensor(int32)", "tensor(int64)"]
+_TENSORS = [f"tensor({kind})" for kind in ("float", "float16", "bfloat16", "int32", "int64")]
 _HSTU_ATTENTION = _operator(onnx_functions.hstu_attention)
 _GROUP_LAYER_NORM = _operator(onnx_functions.group_layer_norm)
 _GATED_GROUP_LAYER_NORM = _operator(onnx_functions.gated_group_layer_norm)

@@ -166,6 +166,15 @@ def merge(batches: Sequence[PackedBatch], schema: FeatureSchema) -> PackedBatch:
     return merged
 
 
+def from_arrays(schema: FeatureSchema, arrays: Mapping[str, Array]) -> PackedBatch:
+    """The batch of the schema's named arrays, copied into one buffer: off a disk or a wire."""
+    specs = schema.arrays
+    batch = _allocate(specs, [len(arrays[spec.name]) for spec in specs])
+    for spec in specs:
+        batch.arrays[spec.name][:] = arrays[spec.name]
+    return batch
+
+
 def _allocate(specs: tuple[ArraySpec, ...], lengths: list[int]) -> PackedBatch:
     starts, end = [], 0
     for spec, length in zip(specs, lengths, strict=True):
