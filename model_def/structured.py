@@ -6,29 +6,43 @@ public functions document and check them.
 
 import torch
 from torch import Tensor
-from torch.nn.functional import silu
+from torch.nn.functional import embedding, silu
 
 STATIC, REALTIME, CANDIDATE = 0, 1, 2
 """Segments, as `first_query_segment` counts them."""
 
 
 class _Padding:
-    """Maps one segment's ragged rows to [B, L, ...] and back; the rest of each row is zero.
+    """Maps one segment's ragged rows to [B, H, L, D] and back; the rest of each row is zero.
 
-    A zero key adds nothing (silu(0) = 0), so padded keys need no mask.
+    A zero key adds nothing (silu(0) = 0), so padded keys need no mask. Rows move by index_copy
+    and index_select, whose gradients are each other: both far cheaper than indexing.
     """
 
     def __init__(self, offsets: Tensor, start: int):
         lengths = offsets.diff()
+        self.requests, self.start = len(lengths), start
         self.width = int(lengths.max()) if len(lengths) else 0
-        column = torch.arange(self.width, device=offsets.device)
-        self.filled = column < lengths[:, None]
-        self.source = (start + offsets[:-1, None] + column)[self.filled]
+        self.count = int(offsets[-1])
+        owner = torch.repeat_interleave(
+            torch.arange(self.requests, device=offsets.device), lengths, output_size=self.count
+        )
+        row = torch.arange(self.count, device=offsets.device)
+        self.slot = row - offsets.long()[owner] + owner * self.width
 
-    def pad(self, rows: Tensor, first_row: int = 0) -> Tensor:
-        padded = rows.new_zeros(*self.filled.shape, *rows.shape[1:])
-        padded[self.filled] = rows[self.source - first_row]
-        return padded.transpose(1, 2)  # [B, H, L, D]
+    def rows(self, rows: Tensor, first_row: int = 0) -> Tensor:
+        """This segment's rows that are no padding, of rows that begin at `first_row`."""
+        return rows.narrow(0, self.start - first_row, self.count)
+
+    def pad(self, rows: Tensor) -> Tensor:
+        """[count, ...] -> [B, L, ...]."""
+        padded = rows.new_zeros(self.requests * self.width, *rows.shape[1:])
+        filled = padded.index_copy(0, self.slot, rows)
+        return filled.view(self.requests, self.width, *rows.shape[1:])
+
+    def unpad(self, padded: Tensor) -> Tensor:
+        """[B, L, ...] -> [count, ...]."""
+        return padded.flatten(0, 1).index_select(0, self.slot)
 
 
 def hstu_attention(
@@ -57,35 +71,38 @@ def hstu_attention(
     repeat = q.shape[1] // k.shape[1]
     if repeat > 1:
         k, v = k.repeat_interleave(repeat, dim=1), v.repeat_interleave(repeat, dim=1)
-    static_k, static_v, rt_k, rt_v = (p.pad(t) for p in (static, realtime) for t in (k, v))
+    static_k, static_v, rt_k, rt_v = (
+        p.pad(p.rows(t)).transpose(1, 2) for p in (static, realtime) for t in (k, v)
+    )
     accurate = torch.promote_types(q.dtype, torch.float32)
-    out = q.new_zeros(q.shape)
 
-    def mix(rows: _Padding, visible: Tensor | None) -> None:
+    def mix(rows: _Padding, visible: Tensor | None) -> Tensor:
         """Output rows of one segment; `visible` [rows] or None for static rows."""
-        if not len(rows.source):
-            return
-        own = rows.source - first_row
-        queries = rows.pad(q, first_row)
+        own = rows.rows(q, first_row)
+        queries = rows.pad(own).transpose(1, 2)
         mixed = silu(alpha * queries @ static_k.mT) @ static_v
         if visible is not None and realtime.width:
-            limit = rows.filled.new_zeros(rows.filled.shape, dtype=torch.int32)
-            limit[rows.filled] = visible
+            limit = rows.pad(visible)
             hidden = torch.arange(realtime.width, device=q.device) >= limit[:, None, :, None]
             weights = silu(alpha * queries @ rt_k.mT).masked_fill(hidden, 0.0)
             mixed = mixed + weights @ rt_v
-        result = mixed.transpose(1, 2)[rows.filled]
+        result = rows.unpad(mixed.transpose(1, 2))
         if visible is not None:
-            weight = silu(alpha * (q[own] * k[rows.source]).sum(-1, keepdim=True))
-            result = result + weight * v[rows.source]
-        out[own] = (result.to(accurate) * inv_n).to(out.dtype)
+            weight = silu(alpha * (own * rows.rows(k)).sum(-1, keepdim=True))
+            result = result + weight * rows.rows(v)
+        return (result.to(accurate) * inv_n).to(q.dtype)
 
-    if first_query_segment == STATIC:
-        mix(static, None)
-    if first_query_segment <= REALTIME:
-        mix(realtime, rt_visible[realtime.source - starts[REALTIME]])
-    mix(candidate, candidate_visible[candidate.source - starts[CANDIDATE]])
-    return out
+    parts = []
+    for segment, (rows, visible) in enumerate(
+        ((static, None), (realtime, rt_visible), (candidate, candidate_visible))
+    ):
+        if segment < first_query_segment:
+            continue
+        shown = None if visible is None else visible[: rows.count]
+        parts.append(mix(rows, shown) if rows.count else q[:0])
+        end = starts[segment + 1] if segment < CANDIDATE else k.shape[0]
+        parts.append(q.new_zeros(end - rows.start - rows.count, *q.shape[1:]))
+    return torch.cat(parts)
 
 
 def group_layer_norm(x: Tensor, group: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -119,8 +136,10 @@ HASH_MULTIPLIER = 0x9E3779B97F4A7C15 - (1 << 64)
 def _normalize(x: Tensor, group: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     centred = x - x.mean(-1, keepdim=True)
     scale = torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
-    chosen = group.long()
-    return centred * scale * weight[chosen].to(x.dtype) + bias[chosen].to(x.dtype)
+    # embedding, not indexing: its gradient sums over rows without a scatter.
+    return centred * scale * embedding(group, weight).to(x.dtype) + embedding(group, bias).to(
+        x.dtype
+    )
 
 
 def _accurate(x: Tensor) -> Tensor:
