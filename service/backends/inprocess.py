@@ -5,10 +5,11 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from threading import BoundedSemaphore
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engine_build.runtime.engine import Engine
+from engine_build.runtime.package import PackageError, open_package
 from model_def.batch import PackedBatch
 from model_def.config import PackageConfig
 from service.deadline import Deadline
@@ -16,14 +17,11 @@ from service.errors import BadSetting, DependencyFailed
 from service.rank import Floats
 from service.settings import ModelSettings
 
-if TYPE_CHECKING:
-    from engine_build.runtime.engine import Engine
-
 
 class InProcessBackend:
     """Runs one engine on `workers` threads; at most `queue` batches run or wait at a time."""
 
-    def __init__(self, load: Callable[[], "Engine"], *, workers: int, queue: int):
+    def __init__(self, load: Callable[[], Engine], *, workers: int, queue: int):
         self._load = load
         self._engine: Engine | None = None
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="engine")
@@ -63,7 +61,7 @@ class InProcessBackend:
         self._threads.shutdown(wait=True, cancel_futures=True)
 
 
-def _run(engine: "Engine", batch: PackedBatch, deadline: Deadline) -> Mapping[str, Floats]:
+def _run(engine: Engine, batch: PackedBatch, deadline: Deadline) -> Mapping[str, Floats]:
     if not deadline.left():
         raise DependencyFailed("backend", "timeout")
     try:
@@ -79,8 +77,6 @@ def _run(engine: "Engine", batch: PackedBatch, deadline: Deadline) -> Mapping[st
 def open_model(settings: ModelSettings) -> tuple[PackageConfig, InProcessBackend]:
     """Open a package, its hashes verified, and the backend that will load its engine; raises
     BadSetting naming the file that cannot be used."""
-    from engine_build.runtime.package import PackageError, open_package
-
     try:
         package = open_package(settings.package)
     except PackageError as error:

@@ -10,11 +10,10 @@ are used as they lie.
 """
 
 import re
-from functools import cached_property
 from typing import Annotated, Any, Literal, NoReturn
 
 import msgspec
-from msgspec import UNSET, Meta, Struct, UnsetType, defstruct
+from msgspec import UNSET, Meta, Struct, UnsetType, defstruct, field
 
 from model_def.schema import Feature, FeatureSchema, NumberFeature
 from service.errors import InvalidRequest
@@ -56,9 +55,11 @@ class Wire:
 
     def __init__(self, schema: FeatureSchema):
         self._schema = schema
+        self.rank = self._rank()
+        self.events = self._events()
+        self.user = self._user()
 
-    @cached_property
-    def rank(self) -> "Decoders":
+    def _rank(self) -> "Decoders":
         """`POST /v1/rank`."""
 
         def candidates(column: Any, id_column: Any) -> Any:
@@ -89,7 +90,9 @@ class Wire:
                 [
                     ("user_id", UserId),
                     ("candidates", candidates(column, id_column)),
-                    ("context", context) if needed else ("context", context, context()),
+                    ("context", context)
+                    if needed
+                    else ("context", context, field(default_factory=context)),
                     ("request_id", RequestId | None, None),
                     ("scene", Scene | None, None),
                     ("timestamp", int | None, None),
@@ -100,8 +103,7 @@ class Wire:
 
         return Decoders(body)
 
-    @cached_property
-    def events(self) -> "Decoders":
+    def _events(self) -> "Decoders":
         """`POST /v1/events`."""
         event = _struct(
             "Event",
@@ -119,8 +121,7 @@ class Wire:
         ]
         return Decoders(lambda column, id_column: _struct("Events", fields))
 
-    @cached_property
-    def user(self) -> "Decoders":
+    def _user(self) -> "Decoders":
         """`PUT /v1/users/{id}`."""
 
         def body(column: Any, id_column: Any) -> Any:
@@ -192,11 +193,11 @@ def refuse(error: Exception) -> NoReturn:
     where = _WHERE.match(str(error))
     assert where is not None  # the pattern matches any text
     what, path = where["what"].replace("`", ""), where["path"] or "$"
-    if field := _FIELD.match(what):
-        missing = field["how"] == "missing required"
+    if named := _FIELD.match(what):
+        missing = named["how"] == "missing required"
         raise InvalidRequest(
             "missing" if missing else "unknown field",
-            path=f"{path}.{field['name']}",
+            path=f"{path}.{named['name']}",
             expected="a value; it is required" if missing else "only fields of the schema",
             type="missing" if missing else "unknown_field",
         ) from None

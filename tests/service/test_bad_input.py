@@ -2,6 +2,7 @@
 
 Run with `-s` to print the table.
 """
+# ruff: noqa: E501 - a table reads by the line
 
 from dataclasses import dataclass
 from typing import Any

@@ -5,9 +5,8 @@ candidate changes a score; the shipped package and its ONNX engine are served in
 """
 
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -15,8 +14,8 @@ from typing import Any
 import httpx
 import numpy as np
 import uvicorn
-from numpy.typing import NDArray
 
+from engine_build.runtime.engine import Engine, Scores
 from model_def.batch import PackedBatch
 from model_def.config import PRESETS, PackageConfig
 from model_def.schema import CategoryFeature, FeatureSchema, IdFeature, Log1p, NumberFeature
@@ -62,13 +61,6 @@ NOW_MS = 1_760_000_000_000
 SNAPSHOT_MS = NOW_MS - 3_600_000
 
 
-@dataclass(frozen=True)
-class Scores:
-    """What an engine gives."""
-
-    tasks: Mapping[str, NDArray[np.float32]]
-
-
 class Arithmetic:
     """sigmoid of weighted sums over every array of one request's batch."""
 
@@ -91,7 +83,7 @@ class Arithmetic:
         return Scores({"ctr": ctr.astype(np.float32), "ctcvr": (0.5 * ctr**2).astype(np.float32)})
 
 
-def opener(schema: FeatureSchema, engine: Any = None, version: str = "v1") -> OpenModel:
+def opener(schema: FeatureSchema, engine: Engine | None = None, version: str = "v1") -> OpenModel:
     """Opens `engine` (Arithmetic by default) as a package of `schema`, whatever the directory."""
 
     def open_model(settings: ModelSettings) -> tuple[PackageConfig, InProcessBackend]:

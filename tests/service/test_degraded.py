@@ -1,0 +1,216 @@
+"""When Redis or the engine fails, a valid request is still ranked, by what is left, in time."""
+
+import os
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from threading import Event
+from time import monotonic
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import numpy as np
+import pytest
+from redis import Redis
+
+from engine_build.runtime.engine import Scores
+from model_def.batch import PackedBatch
+from model_def.rows import rows_from_columns
+from service.features.codec import ItemCodec
+from service.features.embedded import embedded_server
+from service.features.store import key
+from tests.service.world import (
+    SCHEMA,
+    Arithmetic,
+    candidate,
+    event,
+    opener,
+    profile,
+    request,
+    running,
+    settings,
+)
+
+
+class Broken(Arithmetic):
+    """An engine that fails as it is told to, once warm."""
+
+    def __init__(self) -> None:
+        self.fail: Callable[[PackedBatch], Scores] | None = None
+
+    def run(self, batch: PackedBatch) -> Scores:
+        return self.fail(batch) if self.fail else super().run(batch)
+
+
+def raising(batch: PackedBatch) -> Scores:
+    raise RuntimeError("out of memory")
+
+
+def not_finite(batch: PackedBatch) -> Scores:
+    return Scores({"ctr": np.full(batch.candidates, np.nan, np.float32)})
+
+
+def too_few(batch: PackedBatch) -> Scores:
+    return Scores({"ctr": np.ones(batch.candidates - 1, np.float32)})
+
+
+@pytest.fixture(scope="module")
+def engine() -> Broken:
+    return Broken()
+
+
+@pytest.fixture(scope="module")
+def broken(redis_url: str, engine: Broken) -> Iterator[httpx.Client]:
+    """A gateway whose engine fails on demand."""
+    with running(settings(redis_url), opener(SCHEMA, engine)) as client:
+        yield client
+
+
+def rank(client: httpx.Client, **body: Any) -> dict[str, Any]:
+    response = client.post("/v1/rank", json=request(**body))
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("fail", "reason"),
+    [(raising, "error"), (not_finite, "invalid_scores"), (too_few, "invalid_scores")],
+)
+def test_a_failing_engine_leaves_the_recall_order(
+    broken: httpx.Client, engine: Broken, fail: Any, reason: str
+) -> None:
+    """Recall scores rank, those without one last, and the answer says why."""
+    recall = {0: 0.1, 2: 0.7, 3: 0.4}
+    rows = [candidate(i) | ({"recall_score": recall[i]} if i in recall else {}) for i in range(4)]
+    engine.fail = fail
+    try:
+        answer = rank(broken, candidates=rows)
+    finally:
+        engine.fail = None
+    assert (answer["degraded"], answer["reason"]) == (True, f"backend_{reason}")
+    assert answer["ranked_by"] == "recall_score"
+    assert [item["item_id"] for item in answer["items"]] == [2, 3, 0, 1]
+    assert [item["score"] for item in answer["items"]] == [0.7, 0.4, 0.1, None]
+    assert answer["items"][0]["ctr"] is None
+
+
+def test_popularity_then_input_order_are_what_is_left(
+    broken: httpx.Client, engine: Broken, redis: Redis
+) -> None:
+    """Without recall scores the item records' popularity ranks; without those, the input."""
+    rows = rows_from_columns(
+        SCHEMA.layouts["item"], {"item_id": [901, 902], "cuisine": [1, 2], "price": [1, 2]}, 2
+    )
+    codec = ItemCodec(SCHEMA.layouts["item"], SCHEMA.layout_hash)
+    for item_id, value in zip((901, 902), codec.encode(rows, np.array([3.0, 9.0])), strict=True):
+        redis.set(key(SCHEMA, "item", item_id), value)
+    engine.fail = raising
+    try:
+        popular = rank(broken, candidates=[candidate(i) for i in (900, 901, 902)])
+        unknown = rank(broken, candidates=[candidate(i) for i in (955, 933)])
+    finally:
+        engine.fail = None
+    assert popular["ranked_by"] == "popularity"
+    assert [item["item_id"] for item in popular["items"]] == [902, 901, 900]
+    assert unknown["ranked_by"] == "input_order"
+    assert [item["item_id"] for item in unknown["items"]] == [955, 933]
+
+
+def test_a_frozen_engine_costs_no_more_than_the_deadline(
+    broken: httpx.Client, engine: Broken
+) -> None:
+    """The answer leaves before the deadline, and the late batch is dropped."""
+    release = Event()
+
+    def frozen(batch: PackedBatch) -> Scores:
+        release.wait()
+        return Arithmetic().run(batch)
+
+    engine.fail = frozen
+    try:
+        start = monotonic()
+        answers = [rank(broken, deadline_ms=300) for _ in range(2)]
+        took = monotonic() - start
+    finally:
+        engine.fail = None
+        release.set()
+    assert [a["reason"] for a in answers] == ["backend_timeout"] * 2
+    assert took < 2 * 0.3
+    assert rank(broken)["ranked_by"] == "model"
+
+
+def test_damaged_values_are_named_and_counted(client: httpx.Client, redis: Redis) -> None:
+    """Corrupt, truncated and old-schema values are treated as absent, part by part."""
+
+    def flip(value: bytes) -> bytes:
+        return value[:-1] + bytes([value[-1] ^ 1])
+
+    def cut(value: bytes) -> bytes:
+        return value[:-1]
+
+    def age(value: bytes) -> bytes:
+        start = 8 if value.startswith(b"MTGR") else 0
+        return value[:start] + b"\0" * 8 + value[start + 8 :]
+
+    parts = {"profile": "profile", "lifelong": "static", "realtime": "rt"}
+    for part, stored in parts.items():
+        for damage, reason in ((flip, "corrupt"), (cut, "truncated"), (age, "old_schema")):
+            user_id = f"damaged {part} {reason}"
+            client.put(f"/v1/users/{quote(user_id)}", json=profile())
+            client.post("/v1/events", json={"user_id": user_id, "events": [event("e")]})
+            whole = rank(client, user_id=user_id)
+            name = key(SCHEMA, stored, user_id)
+            value = redis.get(name)
+            assert isinstance(value, bytes)
+            redis.set(name, damage(value))
+            answer = rank(client, user_id=user_id)
+            assert (whole["degraded"], whole["missing"]) == (False, {})
+            assert answer["missing"] == {part: reason}
+            assert (answer["degraded"], answer["reason"]) == (True, f"{part}_{reason}")
+            assert answer["ranked_by"] == "model"
+            counted = f'mtgr_features_absent_total{{part="{part}",reason="{reason}",scene="home"}}'
+            assert counted in client.get("/metrics").text
+
+
+@pytest.fixture
+def own_redis() -> Iterator[tuple[str, int]]:
+    """A server of the test's own, to be stopped: its URL and process id."""
+    with (
+        tempfile.TemporaryDirectory(prefix="mtgr-") as directory,
+        embedded_server(Path(directory)) as url,
+        Redis.from_url(url) as client,
+    ):
+        yield url, client.info("server")["process_id"]
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"), [(signal.SIGSTOP, "timeout"), (signal.SIGKILL, "unavailable")]
+)
+def test_without_redis_the_model_ranks_a_stranger(
+    own_redis: tuple[str, int], how: signal.Signals, reason: str
+) -> None:
+    """Redis killed or frozen: 200 within the deadline, each part named; a write is refused."""
+    url, process = own_redis
+    config = settings(url, redis_timeout_ms=50, redis_write_timeout_ms=200)
+    with running(config, opener(SCHEMA)) as client:
+        client.put("/v1/users/u1", json=profile())
+        assert rank(client)["missing"] == {}
+        os.kill(process, how)
+        try:
+            start = monotonic()
+            answers = [rank(client, deadline_ms=1000) for _ in range(3)]
+            took = monotonic() - start
+            write = client.post("/v1/events", json={"user_id": "u1", "events": [event("e")]})
+        finally:
+            os.kill(process, signal.SIGCONT)
+    for answer in answers:
+        assert (answer["degraded"], answer["ranked_by"]) == (True, "model")
+        assert answer["missing"] == dict.fromkeys(("profile", "lifelong", "realtime"), reason)
+        assert len(answer["items"]) == 3
+    assert took < 3 * 1.0
+    assert write.status_code == 503
+    assert write.headers["retry-after"] == "1"
+    assert write.json()["error"]["type"] == "dependency_failed"
