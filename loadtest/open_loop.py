@@ -1,0 +1,137 @@
+"""The open-loop generator: requests go out when they are due, and waiting counts from then.
+
+A closed loop (Locust's users, or any caller that waits for its answer) sends less while the
+server stalls, so a stall costs it one slow sample: *coordinated omission*. Here the schedule is
+fixed before the run, and every request that was due during a stall shows it.
+
+The generator watches itself: `lag`, from due to handed to a connection or its queue, is its own
+fault alone; a run whose lag's p99 exceeds `max_lag_ms` says that its numbers are not the server's.
+"""
+
+import asyncio
+import gc
+import selectors
+from dataclasses import dataclass
+from time import process_time
+from typing import Protocol
+
+import numpy as np
+
+from loadtest.client import Client, Exchange
+from loadtest.outcome import Outcome, Reply
+from loadtest.request import Request
+from loadtest.run import Generator
+from loadtest.samples import Samples
+from loadtest.schedule import Schedule
+
+LEAD_S = 0.05
+"""From the start of the loop to the first request that may be due."""
+
+
+class Supply(Protocol):
+    """Where requests come from."""
+
+    def request(self, session: int, turn: int) -> Request:
+        """Request `turn` of session `session`."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of the generator."""
+
+    connections: int = 256
+    give_up_ms: float = 5000
+    """A request without an answer for so long after it was due is late, and dropped."""
+    max_lag_ms: float = 5
+    """p99 of the generator's own lag above which it is the bottleneck."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What came back, and how the generator did."""
+
+    samples: Samples
+    generator: Generator
+    waited: int
+    """Requests that found every connection busy: their wait is in their latency."""
+
+
+def generate(
+    url: str,
+    supply: Supply,
+    schedule: Schedule,
+    limits: Limits,
+    headers: tuple[tuple[str, str], ...] = (),
+) -> Measured:
+    """Run the schedule to its end, and until each request has its outcome."""
+    gc.collect()
+    gc.freeze()  # what is loaded stays: a full collection would stall the schedule
+    try:
+        # select() alone waits for less than a millisecond; epoll and uvloop round up to one
+        with asyncio.Runner(
+            loop_factory=lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())
+        ) as runner:
+            return runner.run(_run(url, supply, schedule, limits, headers))
+    finally:
+        gc.unfreeze()
+
+
+async def _run(
+    url: str,
+    supply: Supply,
+    schedule: Schedule,
+    limits: Limits,
+    headers: tuple[tuple[str, str], ...],
+) -> Measured:
+    loop, client, samples = (
+        asyncio.get_running_loop(),
+        Client(url, limits.connections, headers),
+        Samples(),
+    )
+    due_s, sessions, turns = (
+        column.tolist() for column in (schedule.due_s, schedule.session, schedule.turn)
+    )
+    lags = np.zeros(len(due_s))
+    finished = asyncio.Event()
+    start, cpu = loop.time() + LEAD_S, process_time()
+
+    def send(i: int) -> None:
+        request, due = supply.request(sessions[i], turns[i]), due_s[i]
+
+        def done(result: Reply | str) -> None:
+            latency_ms = 1e3 * (loop.time() - start - due)
+            if isinstance(result, Reply):
+                samples.reply(request, due, latency_ms, result)
+            else:
+                outcome = Outcome.LATE if result == "no answer" else Outcome.FAILED
+                samples.add(request, due, latency_ms, outcome, result)
+            if len(samples) == len(due_s):
+                finished.set()
+
+        lags[i] = loop.time() - start - due
+        client.send(Exchange(request, done), start + due + limits.give_up_ms / 1e3)
+
+    for i, due in enumerate(due_s):
+        await asyncio.sleep(max(0.0, start + due - loop.time()))
+        send(i)
+    if due_s:
+        await finished.wait()
+    await client.close()
+    spent = process_time() - cpu
+    elapsed = max(loop.time() - start, 1e-9)
+    return Measured(samples, _verdict(1e3 * lags, spent / elapsed, limits), client.waited)
+
+
+def _verdict(lags_ms: np.ndarray, cpu_share: float, limits: Limits) -> Generator:
+    p99, worst = (
+        (float(np.percentile(lags_ms, 99, method="inverted_cdf")), float(lags_ms.max()))
+        if len(lags_ms)
+        else (0.0, 0.0)
+    )
+    limited = None
+    if p99 > limits.max_lag_ms:
+        limited = (
+            f"the generator was the bottleneck: it sent {p99:.1f} ms late (p99), "
+            f"{limits.max_lag_ms:g} ms allowed, at {cpu_share:.0%} of a core"
+        )
+    return Generator("open", round(p99, 3), round(worst, 3), round(cpu_share, 3), limited)

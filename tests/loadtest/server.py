@@ -1,0 +1,128 @@
+"""A real HTTP server with known behaviour: it delays, stalls, refuses and degrades as told."""
+
+import asyncio
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any
+
+import msgspec
+import uvicorn
+
+
+@dataclass
+class Behaviour:
+    """What the server does; the defaults answer at once."""
+
+    delay_s: float = 0.0
+    stall: tuple[float, float] | None = None
+    """From, until: seconds since the first request in which nothing at all is answered."""
+    per_second: float | None = None
+    """Rate above which it answers 429 (a bucket of 5 tokens)."""
+    degrade_every: int = 0
+    """Each n-th answer is degraded."""
+    break_every: int = 0
+    """Each n-th answer is a 500."""
+    wrong_id: bool = False
+    hang: bool = False
+    """Never answer."""
+    seen: list[bytes] = field(default_factory=list)
+
+
+class App:
+    """The ASGI application."""
+
+    def __init__(self, behaviour: Behaviour):
+        self.behaviour = behaviour
+        self._first: float | None = None
+        self._count = 0
+        self._tokens, self._last = 5.0, monotonic()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "http"
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body, more = body + message.get("body", b""), message.get("more_body", False)
+        status, headers, answer = await self._answer(scope, body)
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": answer})
+
+    async def _answer(self, scope: Any, body: bytes) -> tuple[int, list[Any], bytes]:
+        told, now = self.behaviour, monotonic()
+        told.seen.append(body)
+        self._count += 1
+        if self._first is None:
+            self._first = now
+        if told.hang:
+            await asyncio.Event().wait()
+        if told.stall and told.stall[0] <= now - self._first < told.stall[1]:
+            await asyncio.sleep(self._first + told.stall[1] - now)
+        await asyncio.sleep(told.delay_s)
+        media = dict(scope["headers"])[b"content-type"].decode()
+        decode = {"application/json": json.loads, "application/msgpack": msgspec.msgpack.decode}
+        json_type = [(b"content-type", b"application/json")]
+        try:
+            document = decode[media](body)
+            wanted = min(document["top_k"], _length(document["candidates"]))
+            assert document["user_id"]
+            assert wanted
+        except Exception:
+            status = 422 if media in decode else 415
+            return status, json_type, b'{"error": {"type": "invalid_value"}}'
+        if told.per_second is not None and not self._admit(told.per_second):
+            headers = [*json_type, (b"retry-after", b"1")]
+            return 429, headers, b'{"error": {"type": "overloaded"}}'
+        if told.break_every and self._count % told.break_every == 0:
+            return 500, json_type, b'{"error": {"type": "internal"}}'
+        degraded = bool(told.degrade_every) and self._count % told.degrade_every == 0
+        answer = {
+            "request_id": "another" if told.wrong_id else document["request_id"],
+            "degraded": degraded,
+            "reason": "redis_timeout" if degraded else None,
+            "items": [{"item_id": i} for i in range(wanted)],
+        }
+        headers = [
+            (b"content-type", b"application/msgpack"),
+            (b"server-timing", b"decode;dur=0.250, backend;dur=1.500, total;dur=1.750"),
+        ]
+        return 200, headers, msgspec.msgpack.encode(answer)
+
+    def _admit(self, per_second: float) -> bool:
+        now = monotonic()
+        self._tokens = min(5.0, self._tokens + (now - self._last) * per_second)
+        self._last = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+
+def _length(candidates: Any) -> int:
+    if isinstance(candidates, list):
+        return len(candidates)
+    ids = candidates["item_id"]
+    return len(ids) if isinstance(ids, list) else len(ids["data"]) // 8
+
+
+@contextmanager
+def serving(behaviour: Behaviour) -> Iterator[str]:
+    """The URL of a server that behaves so, listening when the block begins."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            App(behaviour), log_level="error", lifespan="off", timeout_graceful_shutdown=1
+        )
+    )
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()
