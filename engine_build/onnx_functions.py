@@ -54,9 +54,7 @@ def segment_of(parts, count):
     """Join a sequence of requests' rows, then append zero rows up to `count` int64 [1]."""
     joined = op.ConcatFromSequence(parts, axis=2)
     missing = count - op.Shape(joined, start=2, end=3)
-    shape = op.Concat(
-        op.Shape(joined, end=2), missing, op.Shape(joined, start=3), axis=0
-    )
+    shape = op.Concat(op.Shape(joined, end=2), missing, op.Shape(joined, start=3), axis=0)
     zero = op.CastLike(op.Constant(value_float=0.0), joined)
     return op.Concat(joined, op.Expand(zero, shape), axis=2)
 

@@ -91,8 +91,11 @@ def golden_requests(checkpoint: Checkpoint) -> tuple[Golden, ...]:
 
 def pytorch_scores(model: MTGR, batch: PackedBatch) -> dict[str, np.ndarray]:
     """Probabilities by task, float32 [T_c]: what engines are held to."""
+    tensors = to_tensors(batch)
     with torch.inference_mode():
-        probabilities = torch.sigmoid(model.eval()(to_tensors(batch))).numpy()
+        if model.config.embedding_source == "host":
+            tensors = model.embeddings(tensors)
+        probabilities = torch.sigmoid(model.eval()(tensors)).numpy()
     return {task: probabilities[:, i].copy() for i, task in enumerate(model.config.tasks)}
 
 
