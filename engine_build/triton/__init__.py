@@ -1,1 +1,1 @@
-"""Triton model repositories from model packages: configs, Python-backend models, launch commands."""
+"""A package's engines behind Triton: model repository, Python-backend model, launch command."""

@@ -1,0 +1,128 @@
+"""Writes a package's engine into a Triton model repository, and the command that serves it.
+
+    <repository>/<schema>-<version>-<kind>/
+        config.pbtxt
+        warmup/                golden requests, run before Triton calls the model ready
+        1/                     the package's files of this engine, and
+            model.py           for the Python backend, or
+            model.plan         for the TensorRT backend
+
+Each version of a package is a model of its own name, loaded by explicit control: old and new are
+up side by side while the gateway switches, and which of them an alias means is the gateway's.
+"""
+
+import os
+import shlex
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from engine_build.runtime.manifest import MANIFEST, EngineKind
+from engine_build.runtime.package import ModelPackage, open_package
+from engine_build.runtime.tensors import request_tensors, served_name
+from engine_build.triton.model_config import (
+    RepositoryError,
+    ServingOptions,
+    as_text,
+    model_config,
+    warm_up_file,
+)
+
+MODEL_PY = '''\
+"""Generated: an MTGR engine behind Triton's Python backend."""
+
+import os
+import sys
+
+# Triton's interpreter does not read PYTHONPATH by itself.
+sys.path[:0] = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+
+from engine_build.triton.python_model import TritonPythonModel  # noqa: E402, F401
+'''
+
+
+def add_model(repository: Path, package: Path, kind: EngineKind, options: ServingOptions) -> str:
+    """Add the engine, whole or not at all, and return its model name.
+
+    Raises PackageError for a damaged package, RepositoryError for one that cannot be served so.
+    """
+    opened = open_package(package)
+    manifest = opened.manifests.get(kind)
+    if manifest is None:
+        raise RepositoryError(
+            f"{package}: has no {kind} engine, only {sorted(opened.manifests)}; "
+            f"build it with 'mtgr build --kind {kind}'"
+        )
+    name = served_name(opened.config, kind)
+    if Path(name).name != name:
+        raise RepositoryError(f"version {opened.config.version!r}: cannot be a folder's name")
+    target = repository / name
+    if target.exists():
+        raise RepositoryError(f"{target}: exists; a new engine needs a new version")
+    backend = "tensorrt" if kind == "tensorrt" else "python"
+    text = as_text(model_config(opened.config, manifest, opened.golden, options, backend))
+    partial = repository / f".{name}.partial-{os.getpid()}"
+    try:
+        _write(partial, opened, kind, text)
+        partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return name
+
+
+def _write(target: Path, package: ModelPackage, kind: EngineKind, config: str) -> None:
+    version = target / "1"
+    for name in (*package.manifests[kind].files, f"{kind}/{MANIFEST}"):
+        (version / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(package.path / name, version / name)
+    if kind == "tensorrt":
+        (version / kind / PLAN).rename(version / PLAN)
+    else:
+        (version / "model.py").write_text(MODEL_PY)
+    warm_up = target / "warmup"
+    warm_up.mkdir()
+    for number, golden in enumerate(package.golden):
+        for spec in request_tensors(package.config.features):
+            values = golden.request.arrays[spec.name]
+            (warm_up / warm_up_file(number, spec)).write_bytes(values.tobytes())
+    (target / "config.pbtxt").write_text(config)
+
+
+PLAN = "model.plan"
+"""The TensorRT engine's file, in the package and where Triton looks for it."""
+
+
+def launch_command(
+    repository: Path,
+    models: Sequence[str],
+    *,
+    grpc_port: int = 8001,
+    plugin_library: Path | None = None,
+    server: str = "tritonserver",
+) -> str:
+    """The shell command that serves `models`; each name must be in the repository.
+
+    `plugin_library` holds the plugins of `tensorrt` engines, which cannot be read without it.
+    Raises RepositoryError for a model or library that is not there.
+    """
+    for model in models:
+        if not (repository / model / "config.pbtxt").is_file():
+            raise RepositoryError(f"{repository / model}: no such model; add it first")
+    arguments = [
+        server,
+        f"--model-repository={repository}",
+        "--model-control-mode=explicit",
+        *(f"--load-model={model}" for model in models),
+        # A model that cannot be loaded must not take down those that serve.
+        "--exit-on-error=false",
+        f"--grpc-port={grpc_port}",
+    ]
+    if any(model.endswith("-tensorrt") for model in models):
+        if plugin_library is None or not plugin_library.is_file():
+            raise RepositoryError(
+                f"plugin library {plugin_library}: not found, and a tensorrt engine cannot be read "
+                "without its plugins; build it (plugins/README.md) and pass --plugin-library"
+            )
+        arguments.append(f"--backend-config=tensorrt,plugins={plugin_library.resolve()}")
+    return shlex.join(arguments)

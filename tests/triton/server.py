@@ -1,0 +1,80 @@
+"""A tritonserver process of the tests' own: started, killed, restarted on one port."""
+
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import grpc
+
+from engine_build.triton.repository import launch_command
+from tests.conftest import ROOT
+from tests.triton.install import library_path
+
+START_S = 120
+"""Longest wait for the server; it answers once the models that it was told to load are loaded."""
+
+
+class TritonServer:
+    """Serves `repository` by the generated launch command; a context manager."""
+
+    def __init__(self, home: Path, repository: Path, models: Sequence[str] = ()):
+        self._home, self._repository, self._models = home, repository, models
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self._port = free.getsockname()[1]
+        self.address = f"127.0.0.1:{self._port}"
+        self.log = repository.with_name(f"{repository.name}.log")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start, and return once it answers."""
+        command = launch_command(
+            self._repository,
+            self._models,
+            grpc_port=self._port,
+            server=str(self._home / "bin" / "tritonserver"),
+        )
+        offline = [
+            f"--backend-directory={self._home / 'backends'}",
+            "--grpc-address=127.0.0.1",
+            "--allow-http=false",
+            "--allow-metrics=false",
+        ]
+        # The Python backend finds its environment as a shell would: the first python3 on PATH.
+        environment = {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+            "LD_LIBRARY_PATH": library_path(),
+        }
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [*shlex.split(command), *offline],
+                env=environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        with grpc.insecure_channel(self.address) as channel:
+            ready = grpc.channel_ready_future(channel)
+            try:
+                ready.result(START_S)
+            except grpc.FutureTimeoutError:
+                raise AssertionError(self.log.read_text(errors="replace")) from None
+
+    def kill(self, signal_number: int = signal.SIGKILL) -> None:
+        """End it, by default as a crash would."""
+        if self._process is not None:
+            self._process.send_signal(signal_number)
+            self._process.wait()
+            self._process = None
+
+    def __enter__(self) -> "TritonServer":
+        self.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.kill(signal.SIGTERM)
