@@ -1,43 +1,125 @@
 """The gateway's commands: serve, load-features, rank."""
 
+import asyncio
 import logging
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
+import httpx
 from pydantic_core import PydanticUndefined
 
-from service.settings import PREFIX, Settings, load_settings
+from service.answer import show
+from service.errors import BadSetting, DependencyFailed
+from service.settings import PREFIX, Settings, StoreSettings, load_settings
+
+AFTER_ALL = (1 << 63) - 1
 
 
-def setting_flags(command: Callable[..., Any]) -> Callable[..., Any]:
+def flags_of(settings: type[StoreSettings]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """A flag for every setting, its help and unit taken from the setting itself."""
-    for name, field in reversed(Settings.model_fields.items()):
-        default = "" if field.default in (PydanticUndefined, "", {}) else f"  [{field.default}]"
-        command = click.option(
-            f"--{name.replace('_', '-')}", name, help=f"{field.description}{default}"
-        )(command)
-    return command
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        for name, field in reversed(settings.model_fields.items()):
+            plain = field.default in (PydanticUndefined, "", {})
+            about = f"{field.description}" + ("" if plain else f"  [{field.default}]")
+            command = click.option(f"--{name.replace('_', '-')}", name, help=about)(command)
+        return command
+
+    return add
 
 
-@click.command(
-    epilog=f"Every flag is also an environment variable: --redis-url is {PREFIX}REDIS_URL."
-)
+@contextmanager
+def faults_explained() -> Iterator[None]:
+    """A setting or a dependency at fault is told in words, without a traceback."""
+    try:
+        yield
+    except (BadSetting, DependencyFailed) as fault:
+        raise click.ClickException(str(fault)) from None
+
+
+def given(flags: dict[str, str | None]) -> dict[str, Any]:
+    """The flags that were given."""
+    return {name: value for name, value in flags.items() if value is not None}
+
+
+@click.command(epilog=f"Flags are environment variables too: --redis-url is {PREFIX}REDIS_URL.")
 @click.argument("package", required=False, type=click.Path(path_type=Path))
-@setting_flags
+@flags_of(Settings)
 def serve(package: Path | None, **flags: str | None) -> None:
-    """Serve packages over HTTP. PACKAGE is short for a --models of that one package."""
-    from service.errors import BadSetting
+    """Serve packages over HTTP. PACKAGE is short for --models with that one package."""
     from service.serve import run
 
-    given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    try:
+    settings = given(flags)
+    with faults_explained():
         if package is not None:
-            if "models" in given:
+            if "models" in settings:
                 raise BadSetting("PACKAGE and --models exclude each other")
-            given["models"] = {"default": {"package": package}}
-        run(load_settings(given))
-    except BadSetting as fault:
-        raise click.ClickException(str(fault)) from None
+            settings["models"] = {"default": {"package": package}}
+        run(load_settings(settings, Settings))
+
+
+@click.command()
+@click.argument("logs", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "--until-ms",
+    type=int,
+    default=AFTER_ALL,
+    help="load what was known at this time, milliseconds since 1970  [all]",
+)
+@flags_of(StoreSettings)
+def load_features(logs: Path, until_ms: int, **flags: str | None) -> None:
+    """Load users and items of training LOGS into Redis."""
+    from tqdm import tqdm
+
+    from model_def.data.parquet import read_logs
+    from model_def.data.stored import items_of, users_of
+    from service.features.embedded import embedded_server
+    from service.features.store import FeatureStore, connect
+    from service.load import load_items, load_users
+
+    with faults_explained(), ExitStack() as stack:
+        settings = load_settings(given(flags), StoreSettings)
+        read, rejects = read_logs(logs)
+        url = settings.redis_url or stack.enter_context(embedded_server(settings.redis_dir))
+
+        async def load() -> tuple[int, int]:
+            redis = connect(url, settings.redis_connections)
+            store = FeatureStore(redis, read.schema, settings)
+            try:
+                users = await load_users(store, tqdm(users_of(read, until_ms), "users", delay=2))
+                return users, await load_items(store, *items_of(read, until_ms))
+            finally:
+                await redis.aclose()
+
+        users, items = asyncio.run(load())
+    for (file, reason), rows in sorted(rejects.counts.items()):
+        click.echo(f"{rows} rows of {file} not used: {reason}")
+    if rejects:
+        rejects.write(logs / "load-rejects.csv")
+    click.echo(f"{users} users and {items} items of schema {read.schema.name!r} loaded into {url}")
+
+
+@click.command()
+@click.argument("request", type=click.File("rb"))
+@click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="of the gateway")
+def rank(request: Any, url: str) -> None:
+    """Send REQUEST (a file of JSON, or MessagePack where its name ends so; - for standard input)
+    and print the ranked answer."""
+    media = "application/msgpack" if request.name.endswith(".msgpack") else "application/json"
+    headers = {"content-type": media, "accept": "application/json"}
+    try:
+        response = httpx.post(f"{url}/v1/rank", content=request.read(), headers=headers, timeout=70)
+    except httpx.TransportError as error:
+        raise click.ClickException(f"{url}: {error}; is 'mtgr serve' running there?") from None
+    if response.status_code != 200:
+        detail = response.json()["error"]
+        click.echo(f"{response.status_code} {detail['type']}: {detail['problem']}", err=True)
+        if detail["path"]:
+            click.echo(f"at {detail['path']}, expected {detail['expected']}", err=True)
+        sys.exit(1)
+    show(response)

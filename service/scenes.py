@@ -13,7 +13,7 @@ from model_def.rows import empty_rows
 from model_def.schema import FeatureSchema
 from service.backends.inprocess import InProcessBackend
 from service.errors import BadSetting, InvalidRequest
-from service.features.store import FeatureStore, StoreSettings
+from service.features.store import FeatureStore
 from service.http.wire import Formats, Wire, peek_scene
 from service.rank import Model
 from service.settings import ModelSettings, Settings
@@ -87,13 +87,6 @@ class Scenes:
 
 def build_scenes(settings: Settings, redis: "Redis", open_model: OpenModel) -> Scenes:
     """Open every package of the settings; engines are loaded later, by their `start`."""
-    store = StoreSettings(
-        timeout_s=settings.redis_timeout_ms / 1e3,
-        realtime_ttl_s=settings.realtime_ttl_s,
-        item_cache_items=settings.item_cache_items,
-        item_cache_ttl_s=settings.item_cache_ttl_s,
-        label_stream_entries=settings.label_stream_entries,
-    )
     served: dict[str, Served] = {}
     for alias, model in settings.models.items():
         config, backend = open_model(model)
@@ -105,7 +98,7 @@ def build_scenes(settings: Settings, redis: "Redis", open_model: OpenModel) -> S
                     f"models.{alias}, models.{other.alias}: two layouts of records under one "
                     f"schema name {schema.name!r}; rename one schema"
                 )
-        features = FeatureStore(redis, schema, store)
+        features = FeatureStore(redis, schema, settings)
         served[alias] = Served(alias, config, backend, features, Wire(schema))
     return Scenes(served, settings)
 

@@ -7,7 +7,7 @@ server starts.
 import difflib
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -21,6 +21,7 @@ ELSEWHERE = {"MTGR_SHARED"}
 """Variables of our prefix that are no settings of the gateway: where tests find their data."""
 
 SceneName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$", max_length=64)]
+Wanted = TypeVar("Wanted", bound="StoreSettings")
 Rung = Literal["recall_score", "popularity"]
 
 
@@ -45,26 +46,13 @@ class SceneSettings(Frozen):
     )
 
 
-class Settings(BaseSettings):
-    """All of them, with defaults that serve one package on one machine."""
+class StoreSettings(BaseSettings):
+    """Where features are, and how long to keep and to wait for them."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, frozen=True, extra="forbid", allow_inf_nan=False
     )
 
-    host: str = Field(default="127.0.0.1", description="address to listen on")
-    port: int = Field(default=8000, ge=0, le=65535, description="TCP port; 0 picks a free one")
-    models: dict[SceneName, ModelSettings] = Field(
-        description='JSON, engines by alias: {"home": {"package": "DIR", "threads": 2}}'
-    )
-    scenes: dict[SceneName, SceneSettings] = Field(
-        default={},
-        description='JSON, how scenes are ranked: {"feed": {"model": "home", "top_k": 50}}; '
-        "by default one scene for each model, of its name",
-    )
-    default_scene: str = Field(
-        default="", description="scene of a request that names none; needed if there are several"
-    )
     redis_url: str = Field(
         default="", description="redis://, rediss:// or unix:// URL; empty: a server of our own"
     )
@@ -85,6 +73,32 @@ class Settings(BaseSettings):
     item_cache_ttl_s: int = Field(default=60, ge=0, description="age of a kept record, seconds")
     label_stream_entries: int = Field(
         default=1_000_000, ge=1, description="length of the label stream, entries"
+    )
+
+    @model_validator(mode="after")
+    def _one_redis(self) -> Self:
+        if self.redis_url and "redis_dir" in self.model_fields_set:
+            raise ValueError("redis_url and redis_dir exclude each other")
+        if self.redis_url and not self.redis_url.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("redis_url: expected redis://, rediss:// or unix://")
+        return self
+
+
+class Settings(StoreSettings):
+    """All of them, with defaults that serve one package on one machine."""
+
+    host: str = Field(default="127.0.0.1", description="address to listen on")
+    port: int = Field(default=8000, ge=0, le=65535, description="TCP port; 0 picks a free one")
+    models: dict[SceneName, ModelSettings] = Field(
+        description='JSON, engines by alias: {"home": {"package": "DIR", "threads": 2}}'
+    )
+    scenes: dict[SceneName, SceneSettings] = Field(
+        default={},
+        description='JSON, how scenes are ranked: {"feed": {"model": "home", "top_k": 50}}; '
+        "by default one scene for each model, of its name",
+    )
+    default_scene: str = Field(
+        default="", description="scene of a request that names none; needed if there are several"
     )
     max_body_bytes: int = Field(default=8 << 20, ge=1024, description="largest body, bytes")
     max_candidates: int = Field(default=2000, ge=1, description="most candidates of a request")
@@ -125,17 +139,13 @@ class Settings(BaseSettings):
             raise ValueError(f"default_scene: not one of the scenes {sorted(self.scenes)}")
         if not self.default_scene and len(self.scenes) > 1:
             raise ValueError(f"default_scene: needed, one of {sorted(self.scenes)}")
-        if self.redis_url and "redis_dir" in self.model_fields_set:
-            raise ValueError("redis_url and redis_dir exclude each other")
-        if self.redis_url and not self.redis_url.startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("redis_url: expected redis://, rediss:// or unix://")
         if self.default_deadline_ms > self.max_deadline_ms:
             raise ValueError("default_deadline_ms exceeds max_deadline_ms")
         return self
 
 
-def load_settings(flags: dict[str, Any]) -> Settings:
-    """Settings from `flags` over the environment; raises BadSetting, a line for each fault."""
+def load_settings(flags: dict[str, Any], kind: type[Wanted]) -> Wanted:
+    """`flags` over the environment; raises BadSetting with a line for each fault."""
     known = {PREFIX + name.upper() for name in Settings.model_fields}
     unknown = {name for name in os.environ if name.startswith(PREFIX)} - known - ELSEWHERE
     for name in sorted(unknown):
@@ -143,7 +153,7 @@ def load_settings(flags: dict[str, Any]) -> Settings:
         hint = f"; did you mean {close[0]}?" if close else ""
         raise BadSetting(f"{name}: no such setting{hint}")
     try:
-        return Settings(**flags)
+        return kind(**flags)
     except ValidationError as error:
         lines = [
             ".".join(map(str, fault["loc"])) + ": " * bool(fault["loc"]) + fault["msg"]

@@ -43,7 +43,10 @@ def embedded_server(directory: Path, start_s: float = 20.0) -> Iterator[str]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise BadSetting(f"redis_dir: {directory} is in use by another gateway") from None
+            raise BadSetting(
+                f"redis_dir: {directory} is in use by a running gateway; "
+                f"reach its server with redis_url=unix://{socket}"
+            ) from None
         client = Redis.from_url(
             f"unix://{socket}", socket_timeout=start_s, retry=Retry(NoBackoff(), 0)
         )

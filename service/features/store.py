@@ -5,7 +5,6 @@ named. Writing raises DependencyFailed unless Redis has acknowledged it.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, cast
 from urllib.parse import quote
@@ -27,21 +26,10 @@ from service.errors import DependencyFailed
 from service.features.codec import ItemCodec, LogCodec, TableCodec, Unreadable
 from service.features.items import ItemCache
 from service.rank import Floats, RankRequest, UserFeatures
+from service.settings import StoreSettings
 
 KEPT_TIMES_CAP = 4
 """A real-time sequence keeps this many times its cap: events may come late and out of order."""
-
-
-@dataclass(frozen=True)
-class StoreSettings:
-    """Bounds of a feature store."""
-
-    timeout_s: float
-    """Longest wait for one answer of Redis, within the request's deadline."""
-    realtime_ttl_s: float
-    item_cache_items: int
-    item_cache_ttl_s: float
-    label_stream_entries: int
 
 
 def connect(url: str, connections: int) -> "Redis":
@@ -183,7 +171,7 @@ class FeatureStore:
             self._realtime.header,
             self._realtime.record_bytes,
             KEPT_TIMES_CAP * self._schema.realtime_cap,
-            int(1000 * self._settings.realtime_ttl_s),
+            1000 * self._settings.realtime_ttl_s,
             *self._realtime.encode(events),
         ]
         keys = [key(self._schema, "rt", user_id)]
@@ -211,7 +199,7 @@ class FeatureStore:
         await self._tell(pipeline.execute, deadline)
 
     async def _ask(self, command: Callable[[], Any], deadline: Deadline) -> Any:
-        return await self._tell(command, deadline.within(self._settings.timeout_s))
+        return await self._tell(command, deadline.within(self._settings.redis_timeout_ms / 1e3))
 
     async def _tell(self, command: Callable[[], Any], deadline: Deadline) -> Any:
         async with deadline.bound("redis"):
