@@ -13,6 +13,7 @@ from onnx.defs import OpSchema
 from onnxscript import OnnxFunction
 from onnxscript.values import Op
 
+import model_def.ops  # noqa: F401  # registers torch.ops.mtgr
 from engine_build import onnx_functions
 from engine_build.onnx_functions import DOMAIN, PLUGIN_ATTRIBUTES, mtgr
 
