@@ -14,7 +14,11 @@ MODEL = "model.onnx"
 
 
 class OnnxCpuEngine:
-    """An ONNX Runtime session; inputs are the batch's arrays by name, outputs the tasks."""
+    """An ONNX Runtime session; inputs are the batch's arrays by name, outputs the tasks.
+
+    It keeps the memory that its largest batch needed: returning it after each run costs a fifth
+    of the time.
+    """
 
     kind = "onnx-cpu"
 
@@ -24,9 +28,6 @@ class OnnxCpuEngine:
         options.inter_op_num_threads = 1
         # Threads that spin between requests would take the cores of the process that serves.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # The arena keeps the largest batch's memory forever, doubling; lengths vary a lot here.
-        options.enable_cpu_mem_arena = False
-        options.enable_mem_pattern = False
         options.log_severity_level = 3
         try:
             self._session = onnxruntime.InferenceSession(
