@@ -1,5 +1,7 @@
 """One gateway process: Redis, packages, uvicorn, and an honest exit."""
 
+import signal
+import sys
 from contextlib import ExitStack
 
 import uvicorn
@@ -17,6 +19,9 @@ from service.settings import Settings
 def run(settings: Settings, open_model: OpenModel = open_model) -> None:
     """Serve until SIGTERM or SIGINT; raises BadSetting for a package that may not be served."""
     failures: list[BaseException] = []
+    # uvicorn drains on a signal and then raises it again: leave by unwinding, so Redis stops too.
+    for ending in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(ending, lambda *_: sys.exit(0))
     with ExitStack() as stack:
         url = settings.redis_url or stack.enter_context(embedded_server(settings.redis_dir))
         redis = connect(url, settings.redis_connections)

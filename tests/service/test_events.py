@@ -13,7 +13,9 @@ from socket import create_server
 from threading import Event
 
 import httpx
+import pytest
 from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from service.features.codec import LogCodec
 from service.features.store import KEPT_TIMES_CAP, key
@@ -158,6 +160,8 @@ def test_no_acknowledged_event_is_lost_when_everything_is_killed() -> None:
             assert redis.info("server")["process_id"] != server
             assert_all_stored(redis, acknowledged)  # by a server that read the append-only file
             assert send(client, *acknowledged[-1])["repeated"] == 1
+        with Redis.from_url(url) as redis, pytest.raises(RedisConnectionError):
+            redis.ping()  # a gateway that ends in order takes its server with it
 
 
 def assert_all_stored(redis: Redis, acknowledged: list[tuple[str, str]]) -> None:

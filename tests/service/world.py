@@ -5,7 +5,7 @@ candidate changes a score; the shipped package and its ONNX engine are served in
 """
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
@@ -107,7 +107,11 @@ def settings(redis_url: str, **more: Any) -> Settings:
 
 
 @contextmanager
-def running(settings: Settings, open_model: OpenModel) -> Iterator[httpx.Client]:
+def running(
+    settings: Settings,
+    open_model: OpenModel,
+    while_loading: Callable[[httpx.Client], None] = lambda client: None,
+) -> Iterator[httpx.Client]:
     """A gateway behind uvicorn on a thread, and a client of it once it is ready."""
     redis = connect(settings.redis_url, settings.redis_connections)
     failures: list[BaseException] = []
@@ -119,6 +123,7 @@ def running(settings: Settings, open_model: OpenModel) -> Iterator[httpx.Client]
     thread.start()
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+            while_loading(client)
             while client.get("/health/ready").status_code != 200:
                 assert not failures, failures
             yield client
