@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
 import model_def.ops  # noqa: F401  # registers the operators as torch.ops.mtgr
+from model_def.attention import CANDIDATE, REALTIME, STATIC
 from model_def.batch import PackedBatch
 from model_def.config import ModelConfig, Segment
 from model_def.id_table import IdTable
 from model_def.schema import FeatureSchema
-from model_def.structured import CANDIDATE, REALTIME, STATIC
 from model_def.tokens import Embeddings, ProfileTokenizer, SegmentEncoding, Tokenizer
 
 TOKEN_SEGMENTS: tuple[Segment, ...] = ("profile", "lifelong", "realtime", "candidate")
@@ -246,6 +246,8 @@ class MTGR(nn.Module):
         return torch.cat((self.realtime(tensors), self.candidate(tensors, context)))
 
     def _logits(self, x: Tensor) -> Tensor:
+        # The heads may keep float32 weights where the layers' are of 16 bits.
+        x = x.to(self.heads[self.config.tasks[0]][0].weight.dtype)
         return torch.cat([self.heads[task](x) for task in self.config.tasks], 1).float()
 
 

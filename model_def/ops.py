@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model_def import structured
-from model_def.structured import CANDIDATE, REALTIME, STATIC
+from model_def import attention, structured
+from model_def.attention import CANDIDATE, REALTIME, STATIC
 
 
 def hstu_attention(
@@ -167,13 +167,20 @@ def id_lookup(ids: Tensor, keys: Tensor, rows: Tensor, max_probe: int) -> Tensor
     return result
 
 
+Gradient = Callable[..., tuple[Tensor | None, ...]]
+"""(gradient of the output, *arguments) -> gradients of the leading arguments, the tensors."""
+
+
 def _register(
-    name: str, forward: Callable[..., Tensor], fake: Callable[..., Tensor], *, differentiable: bool
+    name: str,
+    forward: Callable[..., Tensor],
+    fake: Callable[..., Tensor],
+    gradient: Gradient | None,
 ) -> None:
-    """Make `mtgr::name` of `forward`, with gradients for its floating point tensors."""
+    """Make `mtgr::name` of `forward`. Nothing but the arguments is kept for the gradient."""
     operator = torch.library.custom_op(f"mtgr::{name}", forward, mutates_args=())
     operator.register_fake(fake)
-    if not differentiable:
+    if gradient is None:
         return
 
     def setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -182,20 +189,29 @@ def _register(
         ctx.constants = inputs[len(tensors) :]
 
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Recompute the structured forward: nothing but the arguments is kept for it."""
-        tensors, constants = ctx.saved_tensors, ctx.constants
-        with torch.enable_grad():
-            leaves = [t.detach().requires_grad_(t.is_floating_point()) for t in tensors]
-            out = forward(*leaves, *constants)
-        if not out.requires_grad:  # no query rows
-            return (None,) * (len(tensors) + len(constants))
-        wanted = [leaf for leaf in leaves if leaf.requires_grad]
-        grads = iter(torch.autograd.grad(out, wanted, grad, materialize_grads=True))
-        return tuple(next(grads) if t.requires_grad else None for t in leaves) + (None,) * len(
-            constants
-        )
+        grads = gradient(grad, *ctx.saved_tensors, *ctx.constants)
+        arguments = len(ctx.saved_tensors) + len(ctx.constants)
+        return grads + (None,) * (arguments - len(grads))
 
     operator.register_autograd(backward, setup_context=setup)
+
+
+def _recomputed(forward: Callable[..., Tensor]) -> Gradient:
+    """The gradient by recomputing `forward` with PyTorch's own."""
+
+    def gradient(grad: Tensor, *arguments: Any) -> tuple[Tensor | None, ...]:
+        with torch.enable_grad():
+            leaves = [
+                a.detach().requires_grad_(a.is_floating_point()) if isinstance(a, Tensor) else a
+                for a in arguments
+            ]
+            wanted = [a for a in leaves if isinstance(a, Tensor) and a.requires_grad]
+            grads = iter(torch.autograd.grad(forward(*leaves), wanted, grad))
+        return tuple(
+            next(grads) if isinstance(a, Tensor) and a.requires_grad else None for a in leaves
+        )
+
+    return gradient
 
 
 def _rows_like(x: Tensor, *_: object) -> Tensor:
@@ -206,9 +222,7 @@ def _int32_like(ids: Tensor, *_: object) -> Tensor:
     return ids.new_empty(ids.shape, dtype=torch.int32)
 
 
-_register("hstu_attention", structured.hstu_attention, _rows_like, differentiable=True)
-_register("group_layer_norm", structured.group_layer_norm, _rows_like, differentiable=True)
-_register(
-    "gated_group_layer_norm", structured.gated_group_layer_norm, _rows_like, differentiable=True
-)
-_register("id_lookup", structured.id_lookup, _int32_like, differentiable=False)
+_register("hstu_attention", attention.hstu_attention, _rows_like, attention.hstu_attention_gradient)
+for norm in (structured.group_layer_norm, structured.gated_group_layer_norm):
+    _register(norm.__name__, norm, _rows_like, _recomputed(norm))
+_register("id_lookup", structured.id_lookup, _int32_like, None)

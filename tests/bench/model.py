@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from model_def import ops
+from model_def.attention import STATIC
 from model_def.batch import PackedBatch, Sample, pack
 from model_def.config import PRESETS
 from model_def.id_table import IdTable
@@ -19,7 +20,6 @@ from model_def.model import MTGR, to_tensors
 from model_def.reference import dense_mask
 from model_def.rows import empty_rows
 from model_def.schema import CategoryFeature, FeatureSchema, IdFeature, NumberFeature
-from model_def.structured import STATIC
 from tests.bench.timing import report, seconds
 
 PROFILE = 10

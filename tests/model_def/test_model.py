@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from model_def.attention import CANDIDATE
 from model_def.batch import PackedBatch, pack
 from model_def.config import PRESETS, ModelConfig, TokenGroup
 from model_def.model import MTGR, Frame, Layer, to_tensors
-from model_def.structured import CANDIDATE
 from tests.model_def.cases import SCHEMA, SNAPSHOT_MS, batch, behaviours, model, sample
 
 TINY = PRESETS["tiny"]
