@@ -110,7 +110,8 @@ def load_features(logs: Path, until_ms: int, **flags: str | None) -> None:
 def rank(request: Any, url: str) -> None:
     """Send REQUEST (a file of JSON, or MessagePack where its name ends so; - for standard input)
     and print the ranked answer."""
-    media = "application/msgpack" if request.name.endswith(".msgpack") else "application/json"
+    packed = str(getattr(request, "name", "")).endswith(".msgpack")
+    media = "application/msgpack" if packed else "application/json"
     headers = {"content-type": media, "accept": "application/json"}
     try:
         response = httpx.post(f"{url}/v1/rank", content=request.read(), headers=headers, timeout=70)
