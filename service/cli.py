@@ -1,7 +1,6 @@
 """The gateway's commands: serve, load-features, rank."""
 
 import asyncio
-import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,6 +11,7 @@ import click
 import httpx
 from pydantic_core import PydanticUndefined
 
+from service import logs
 from service.answer import show
 from service.errors import BadSetting, DependencyFailed
 from service.settings import PREFIX, Settings, StoreSettings, load_settings
@@ -53,7 +53,7 @@ def serve(package: Path | None, **flags: str | None) -> None:
     """Serve packages over HTTP. PACKAGE is short for --models with that one package."""
     from service.serve import run
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logs.configure()
     settings = given(flags)
     with faults_explained():
         if package is not None:
@@ -64,7 +64,9 @@ def serve(package: Path | None, **flags: str | None) -> None:
 
 
 @click.command()
-@click.argument("logs", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument(
+    "directory", metavar="LOGS", type=click.Path(exists=True, file_okay=False, path_type=Path)
+)
 @click.option(
     "--until-ms",
     type=int,
@@ -72,7 +74,7 @@ def serve(package: Path | None, **flags: str | None) -> None:
     help="load what was known at this time, milliseconds since 1970  [all]",
 )
 @flags_of(StoreSettings)
-def load_features(logs: Path, until_ms: int, **flags: str | None) -> None:
+def load_features(directory: Path, until_ms: int, **flags: str | None) -> None:
     """Load users and items of training LOGS into Redis."""
     from tqdm import tqdm
 
@@ -84,7 +86,7 @@ def load_features(logs: Path, until_ms: int, **flags: str | None) -> None:
 
     with faults_explained(), ExitStack() as stack:
         settings = load_settings(given(flags), StoreSettings)
-        read, rejects = read_logs(logs)
+        read, rejects = read_logs(directory)
         url = settings.redis_url or stack.enter_context(embedded_server(settings.redis_dir))
 
         async def load() -> tuple[int, int]:
@@ -100,7 +102,7 @@ def load_features(logs: Path, until_ms: int, **flags: str | None) -> None:
     for (file, reason), rows in sorted(rejects.counts.items()):
         click.echo(f"{rows} rows of {file} not used: {reason}")
     if rejects:
-        rejects.write(logs / "load-rejects.csv")
+        rejects.write(directory / "load-rejects.csv")
     click.echo(f"{users} users and {items} items of schema {read.schema.name!r} loaded into {url}")
 
 

@@ -64,7 +64,8 @@ def engine() -> Broken:
 @pytest.fixture(scope="module")
 def broken(redis_url: str, engine: Broken) -> Iterator[httpx.Client]:
     """A gateway whose engine fails on demand."""
-    with running(settings(redis_url), opener(SCHEMA, engine)) as client:
+    config = settings(redis_url, answer_reserve_ms=150)  # of the 500 ms below: tests share cores
+    with running(config, opener(SCHEMA, engine)) as client:
         yield client
 
 
@@ -132,13 +133,13 @@ def test_a_frozen_engine_costs_no_more_than_the_deadline(
     engine.fail = frozen
     try:
         start = monotonic()
-        answers = [rank(broken, deadline_ms=300) for _ in range(2)]
+        answers = [rank(broken, deadline_ms=500) for _ in range(2)]
         took = monotonic() - start
     finally:
         engine.fail = None
         release.set()
     assert [a["reason"] for a in answers] == ["backend_timeout"] * 2
-    assert took < 2 * 0.3
+    assert took < 2 * 0.5
     assert rank(broken)["ranked_by"] == "model"
 
 
