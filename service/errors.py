@@ -7,6 +7,8 @@
       Refused             valid, and turned away at once
         Overloaded        429, with a time to come back
         NotReady          503: the engines are still loading
+      Forbidden           an operator's endpoint, without the token: 403
+      SwitchRefused       another engine may not take an alias over: 409
       DependencyFailed    Redis or a backend: ranking goes on without, a write refuses (503)
 
 Anything else that escapes is a bug of ours: 500. `type` is a fixed word: the answer's
@@ -79,6 +81,20 @@ class NotReady(Refused):
     type = "not_ready"
 
 
+class Forbidden(ServiceError):
+    """An operator's endpoint, asked without the token."""
+
+    status = 403
+    type = "forbidden"
+
+
+class SwitchRefused(ServiceError):
+    """Another engine may not take an alias over; the one before it serves on."""
+
+    status = 409
+    type = "switch_refused"
+
+
 class DependencyFailed(ServiceError):
     """Redis or a backend did not do its part. `reason` is a fixed word too."""
 
@@ -89,6 +105,10 @@ class DependencyFailed(ServiceError):
     def __init__(self, dependency: str, reason: str):
         self.dependency, self.reason = dependency, reason
         super().__init__(f"{dependency}: {reason}")
+
+
+class NotServing(Exception):
+    """An engine that cannot serve as things are beyond this process: which, and what mends it."""
 
 
 class BadSetting(Exception):

@@ -10,6 +10,7 @@ NO_SCENE = "none"
 
 SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 BYTES = tuple(float(1 << power) for power in range(10, 25, 2))
+DIFFERENCES = (1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1)
 COUNTS = (1, 10, 30, 100, 300, 1000, 3000, 10000)
 
 
@@ -88,6 +89,15 @@ class Metrics:
         )
         self.in_flight = Gauge("mtgr_in_flight", "Requests in flight.", registry=r)
         self.ready = Gauge("mtgr_ready", "1 once every engine is loaded and verified.", registry=r)
+        self.switches = Counter(
+            "mtgr_switches", "Engine switches by outcome: flipped, refused, rolled_back or kept.",
+            ["model", "outcome"], registry=r,
+        )
+        self.shadow_difference = Histogram(
+            "mtgr_shadow_difference",
+            "Largest difference of a probability between the live engine and its shadow.",
+            ["model"], registry=r, buckets=DIFFERENCES,
+        )
         self.model = Gauge(
             "mtgr_model", "1 for each scene's model and its version.",
             ["scene", "model", "version"], registry=r,

@@ -69,8 +69,11 @@ class Features(Protocol):
 class Backend(Protocol):
     """Whatever turns a batch into probabilities, in this process or beyond a network."""
 
-    async def score(self, batch: PackedBatch, deadline: Deadline) -> Mapping[str, Floats]:
-        """Probability [T_c] by task; raises DependencyFailed."""
+    async def score(
+        self, batch: PackedBatch, deadline: Deadline, user_id: str
+    ) -> Mapping[str, Floats]:
+        """Probability [T_c] by task; raises DependencyFailed. Where there are several servers,
+        `user_id` picks the one."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ async def rank(
     stages.mark("pack")
 
     try:
-        tasks = await model.backend.score(batch, deadline)
+        tasks = await model.backend.score(batch, deadline, request.user_id)
     except DependencyFailed as failure:
         stages.mark("backend")
         rung, scores = await fall_back(request, model.fallback, features, deadline)

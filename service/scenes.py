@@ -1,6 +1,6 @@
 """Which model ranks a scene: packages of different schemas, served side by side."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,25 +11,28 @@ from model_def.batch import PackedBatch, Sample, pack
 from model_def.config import PackageConfig
 from model_def.rows import empty_rows
 from model_def.schema import FeatureSchema
-from service.backends.inprocess import InProcessBackend
+from service.backends.generation import Generation
+from service.backends.switching import OpenModel
 from service.errors import BadSetting, InvalidRequest
 from service.features.store import FeatureStore
 from service.http.wire import Formats, Wire, peek_scene
 from service.rank import Model
-from service.settings import ModelSettings, Settings
-
-OpenModel = Callable[[ModelSettings], tuple[PackageConfig, InProcessBackend]]
+from service.settings import SceneSettings, Settings
 
 
-@dataclass(frozen=True)
+@dataclass
 class Served:
-    """One engine in memory, with everything that its schema decides."""
+    """An alias: the engine that serves it now, with everything that its schema decides."""
 
     alias: str
-    config: PackageConfig
-    backend: InProcessBackend
+    live: Generation
     features: FeatureStore
     wire: Wire
+
+    @property
+    def config(self) -> PackageConfig:
+        """Of the engine that serves now; its features are the same for all that may."""
+        return self.live.config
 
 
 @dataclass(frozen=True)
@@ -38,29 +41,33 @@ class Scene:
 
     name: str
     served: Served
-    model: Model
-    top_k: int
+    settings: SceneSettings
+
+    @property
+    def model(self) -> Model:
+        """The engine that serves now, for one request from its start to its end."""
+        live = self.served.live
+        return Model(
+            version=live.config.version,
+            schema=live.config.features,
+            backend=live,
+            formula=self.settings.score or live.config.model.score,
+            fallback=self.settings.fallback,
+        )
+
+    @property
+    def top_k(self) -> int:
+        """Items answered by default."""
+        return self.settings.top_k
 
 
 class Scenes:
     """Every scene by name; one of them is for requests that name none."""
 
-    def __init__(self, served: Mapping[str, Served], settings: Settings):
-        self.served = served
+    def __init__(self, served: Mapping[str, Served], settings: Settings, open_model: OpenModel):
+        self.served, self.open_model = served, open_model
         self.by_name = {
-            name: Scene(
-                name=name,
-                served=served[scene.model],
-                model=Model(
-                    version=served[scene.model].config.version,
-                    schema=served[scene.model].config.features,
-                    backend=served[scene.model].backend,
-                    formula=scene.score or served[scene.model].config.model.score,
-                    fallback=scene.fallback,
-                ),
-                top_k=scene.top_k,
-            )
-            for name, scene in settings.scenes.items()
+            name: Scene(name, served[scene.model], scene) for name, scene in settings.scenes.items()
         }
         self.default = settings.default_scene or next(iter(self.by_name))
 
@@ -99,8 +106,8 @@ def build_scenes(settings: Settings, redis: "Redis", open_model: OpenModel) -> S
                     f"schema name {schema.name!r}; rename one schema"
                 )
         features = FeatureStore(redis, schema, settings)
-        served[alias] = Served(alias, config, backend, features, Wire(schema))
-    return Scenes(served, settings)
+        served[alias] = Served(alias, Generation(config, backend), features, Wire(schema))
+    return Scenes(served, settings, open_model)
 
 
 def warm_up(schema: FeatureSchema, max_candidates: int) -> tuple[PackedBatch, ...]:

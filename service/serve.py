@@ -6,13 +6,14 @@ from contextlib import ExitStack
 
 import uvicorn
 
-from service.backends.inprocess import open_model
+from service.backends.opening import open_model
+from service.backends.switching import OpenModel
 from service.errors import BadSetting
 from service.features.embedded import embedded_server
 from service.features.store import connect
 from service.http.app import create_app
 from service.http.gateway import Gateway
-from service.scenes import OpenModel, build_scenes
+from service.scenes import build_scenes
 from service.settings import Settings
 
 

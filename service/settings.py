@@ -28,11 +28,24 @@ Rung = Literal["recall_score", "popularity"]
 class ModelSettings(Frozen):
     """One engine in memory, under an alias that scenes refer to."""
 
-    package: Path
-    engine: Literal["onnx-cpu"] = "onnx-cpu"
-    threads: int = Field(default=1, ge=1, description="threads of the engine for one batch")
-    workers: int = Field(default=1, ge=1, description="batches run at a time")
-    queue: int = Field(default=64, ge=1, description="batches run or waiting at most")
+    package: Path = Field(description="a package, or a link to one: moving it switches engines")
+    engine: Literal["onnx-cpu", "cuda-graph", "tensorrt"] = "onnx-cpu"
+    backend: Literal["inprocess", "triton"] = "inprocess"
+    threads: int = Field(default=1, ge=1, description="inprocess: threads for one batch")
+    workers: int = Field(default=1, ge=1, description="inprocess: batches run at a time")
+    queue: int = Field(default=64, ge=1, description="inprocess: batches run or waiting at most")
+    triton: tuple[str, ...] = Field(
+        default=(), description="triton: host:port of each server's gRPC; a user stays with one"
+    )
+    shared_requests: int = Field(
+        default=0, ge=0, description="triton on this host: requests in shared memory; 0: none"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.backend == "triton") != bool(self.triton):
+            raise ValueError("triton: needed by backend 'triton', and by no other")
+        return self
 
 
 class SceneSettings(Frozen):
@@ -114,6 +127,9 @@ class Settings(StoreSettings):
     )
     answer_reserve_ms: int = Field(
         default=5, ge=0, description="kept of each deadline for writing the answer, milliseconds"
+    )
+    admin_token: str = Field(
+        default="", description="bearer token that may switch engines over HTTP; empty: nobody"
     )
     max_in_flight: int = Field(default=256, ge=1, description="requests in flight at most")
 

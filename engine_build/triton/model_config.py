@@ -14,9 +14,17 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from engine_build.runtime.golden import Golden
 from engine_build.runtime.manifest import EngineKind, Limits, Manifest
-from engine_build.runtime.tensors import OFFSET_ROWS, request_tensors, served_name
+from engine_build.runtime.tensors import (
+    OFFSET_ROWS,
+    offset_input_name,
+    offset_source,
+    request_tensors,
+    served_name,
+)
 from model_def.config import PackageConfig
 from model_def.schema import ArraySpec, FeatureSchema, Frozen
+
+Backend = Literal["python", "tensorrt"]
 
 TYPES = {
     "uint8": "TYPE_UINT8",
@@ -81,7 +89,7 @@ def model_config(
     manifest: Manifest,
     golden: Sequence[Golden],
     options: ServingOptions,
-    backend: Literal["python", "tensorrt"],
+    backend: Backend,
 ) -> ModelConfig:
     """The configuration of one engine; raises RepositoryError if its batches can exceed what the
     engine takes."""
@@ -144,7 +152,7 @@ def model_config(
 
 def as_text(config: ModelConfig) -> str:
     """The text form that Triton reads."""
-    return MessageToString(config)
+    return str(MessageToString(config))
 
 
 def check_fits(schema: FeatureSchema, manifest: Manifest, options: ServingOptions) -> None:
@@ -170,18 +178,11 @@ def check_fits(schema: FeatureSchema, manifest: Manifest, options: ServingOption
 def offset_input(schema: FeatureSchema, offsets: str) -> dict[str, Any]:
     """How a C++ backend makes an engine's offsets input while it joins a batch: int32 [B+1], the
     accumulated element counts of another input, from zero.
-
-    An input with one element a row makes the offsets themselves. The lifelong segment of most
-    schemas has none, and one more byte a token would be sent only for this; its engine input is
-    `lifelong_elements`, in elements of the segment's first array, and the engine divides by that
-    array's width.
     """
-    rows = OFFSET_ROWS[offsets]
-    specs = [spec for spec in request_tensors(schema) if spec.rows == rows]
-    source = next((spec for spec in specs if spec.width == 1), specs[0])
+    source = offset_source(schema, offsets)
     return {
         "kind": "BATCH_ACCUMULATED_ELEMENT_COUNT_WITH_ZERO",
-        "target_name": [offsets if source.width == 1 else f"{rows}_elements"],
+        "target_name": [offset_input_name(schema, offsets)],
         "data_type": "TYPE_INT32",
         "source_input": [source.name],
     }

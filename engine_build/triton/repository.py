@@ -21,6 +21,7 @@ from engine_build.runtime.manifest import MANIFEST, EngineKind
 from engine_build.runtime.package import ModelPackage, open_package
 from engine_build.runtime.tensors import request_tensors, served_name
 from engine_build.triton.model_config import (
+    Backend,
     RepositoryError,
     ServingOptions,
     as_text,
@@ -41,6 +42,10 @@ from engine_build.triton.python_model import TritonPythonModel  # noqa: E402, F4
 '''
 
 
+BACKENDS: dict[EngineKind, Backend] = {"tensorrt": "tensorrt"}
+"""Triton's own backend of an engine kind; the others run in the Python backend."""
+
+
 def add_model(repository: Path, package: Path, kind: EngineKind, options: ServingOptions) -> str:
     """Add the engine, whole or not at all, and return its model name.
 
@@ -59,11 +64,12 @@ def add_model(repository: Path, package: Path, kind: EngineKind, options: Servin
     target = repository / name
     if target.exists():
         raise RepositoryError(f"{target}: exists; a new engine needs a new version")
-    backend = "tensorrt" if kind == "tensorrt" else "python"
-    text = as_text(model_config(opened.config, manifest, opened.golden, options, backend))
+    config = model_config(
+        opened.config, manifest, opened.golden, options, BACKENDS.get(kind, "python")
+    )
     partial = repository / f".{name}.partial-{os.getpid()}"
     try:
-        _write(partial, opened, kind, text)
+        _write(partial, opened, kind, as_text(config))
         partial.rename(target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

@@ -1,6 +1,7 @@
 """An engine in this process, run by threads of its own so the event loop never waits for it."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -16,6 +17,8 @@ from service.deadline import Deadline
 from service.errors import BadSetting, DependencyFailed
 from service.rank import Floats
 from service.settings import ModelSettings
+
+log = logging.getLogger("mtgr")
 
 
 class InProcessBackend:
@@ -40,7 +43,9 @@ class InProcessBackend:
             await loop.run_in_executor(self._threads, engine.run, batch)
         self._engine = engine
 
-    async def score(self, batch: PackedBatch, deadline: Deadline) -> Mapping[str, Floats]:
+    async def score(
+        self, batch: PackedBatch, deadline: Deadline, user_id: str
+    ) -> Mapping[str, Floats]:
         """Probability [T_c] by task. Raises DependencyFailed("backend", reason) with reason
         timeout, queue_full, error or invalid_scores; work that is late before it starts is
         dropped."""
@@ -56,9 +61,9 @@ class InProcessBackend:
     def _release(self, future: "Future[Mapping[str, Floats]]") -> None:
         self._places.release()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Drop what waits and let what runs finish."""
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        await asyncio.to_thread(self._threads.shutdown, wait=True, cancel_futures=True)
 
 
 def _run(engine: Engine, batch: PackedBatch, deadline: Deadline) -> Mapping[str, Floats]:
@@ -67,6 +72,7 @@ def _run(engine: Engine, batch: PackedBatch, deadline: Deadline) -> Mapping[str,
     try:
         tasks: Mapping[str, Floats] = engine.run(batch).tasks
     except Exception as error:
+        log.exception("an engine failed")
         raise DependencyFailed("backend", "error") from error
     for scores in tasks.values():
         if scores.shape != (batch.candidates,) or not np.isfinite(scores).all():

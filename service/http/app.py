@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from service.errors import InvalidRequest, ServiceError
 from service.http import endpoints
+from service.http.admin import SwitchAnswer, SwitchRequest, switch_engine
 from service.http.documents import Documents
 from service.http.gateway import Gateway
 from service.http.replies import (
@@ -26,6 +27,7 @@ from service.http.replies import (
     error_reply,
     reply,
 )
+from service.logs import safe
 from service.metrics import NO_SCENE
 
 log = logging.getLogger("mtgr")
@@ -96,6 +98,12 @@ def _add_operations(app: FastAPI, gateway: Gateway) -> None:
         """Scenes, and the model that ranks each."""
         return reply({"default_scene": gateway.scenes.default, "scenes": describe(gateway)})
 
+    @app.post("/v1/models/{alias}/switch", responses={200: {"model": SwitchAnswer}, **ERRORS})
+    async def switch(alias: str, body: SwitchRequest, request: Request) -> Response:
+        """Have another package's engine serve an alias; answered once it does. Needs
+        `Authorization: Bearer` and the setting `admin_token`."""
+        return await switch_engine(gateway, alias, body, request)
+
     @app.get("/metrics")
     async def metrics() -> Response:
         """Prometheus text."""
@@ -111,7 +119,7 @@ def describe(gateway: Gateway) -> dict[str, Any]:
         scenes[name] = {
             "model": scene.served.alias,
             "version": config.version,
-            "ready": scene.served.backend.ready,
+            "ready": scene.served.live.backend.ready,
             "engine": gateway.settings.models[scene.served.alias].engine,
             "tasks": list(config.model.tasks),
             "score": scene.model.formula.model_dump(),
@@ -142,6 +150,7 @@ def _add_errors(app: FastAPI, gateway: Gateway) -> None:
 
     async def on_bug(request: Request, error: Exception) -> Response:
         gateway.metrics.failed.labels(scene_of(request)).inc()
+        log.error("a bug failed request %s", safe(getattr(request.state, "request_id", "unread")))
         return error_reply(request, ServiceError("a bug of ours; it has been logged"))
 
     async def on_disconnect(request: Request, error: ClientDisconnect) -> Response:

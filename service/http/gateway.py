@@ -8,16 +8,22 @@ from time import time
 
 from redis.asyncio import Redis
 
+from model_def.batch import PackedBatch
+from model_def.schema import FeatureSchema
 from service.admission import Admission
+from service.backends.switching import Switcher
 from service.deadline import Stages
-from service.errors import NotReady
+from service.errors import NotReady, NotServing
 from service.http.validate import Limits
 from service.metrics import Metrics
 from service.rank import RankedItems
-from service.scenes import Scene, Scenes, warm_up
+from service.scenes import Scene, Scenes, Served, warm_up
 from service.settings import Settings
 
 log = logging.getLogger("mtgr")
+
+RETRY_S = 1.0
+"""Between two attempts to start an engine that lies beyond this process."""
 
 
 class Gateway:
@@ -44,41 +50,78 @@ class Gateway:
         self._redis, self._fatal = redis, fatal
         self.metrics.in_flight.set_function(lambda: self.admission.in_flight)
         self.metrics.ready.set_function(lambda: self.ready)
-        for scene in scenes.by_name.values():
-            served = scene.served
-            self.metrics.model.labels(scene.name, served.alias, served.config.version).set(1)
+        self._problems: dict[str, str] = {}
+        self.switchers = {
+            alias: Switcher(
+                served, settings.models[alias], scenes.open_model, self._warm_up, observer=self
+            )
+            for alias, served in scenes.served.items()
+        }
+        self._show_versions()
 
     @property
     def ready(self) -> bool:
         """Whether every engine is loaded, verified and warm."""
-        return all(served.backend.ready for served in self.scenes.served.values())
+        return all(served.live.backend.ready for served in self.scenes.served.values())
 
     def require_ready(self) -> None:
         """Raises NotReady while engines are loading."""
         if not self.ready:
-            raise NotReady("engines are loading", retry_after_s=1)
+            problems = "; ".join(self._problems.values())
+            raise NotReady(problems or "engines are loading", retry_after_s=1)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Load the engines in the background while the block serves; close everything after."""
-        loading = asyncio.create_task(self._load())
+        tasks = [asyncio.create_task(self._keep(s)) for s in self.scenes.served.values()]
         try:
             yield
         finally:
-            loading.cancel()
-            await asyncio.gather(loading, return_exceptions=True)
-            for served in self.scenes.served.values():
-                await asyncio.to_thread(served.backend.close)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for switcher in self.switchers.values():
+                await switcher.close()
             await self._redis.aclose()
 
-    async def _load(self) -> None:
+    async def _keep(self, served: Served) -> None:
+        """Start an alias's engine, then follow its link."""
         try:
-            for served in self.scenes.served.values():
-                batches = warm_up(served.config.features, self.settings.max_candidates)
-                await served.backend.start(batches)
-                log.info("%s: %s is ready", served.alias, served.config.version)
+            while not served.live.backend.ready:
+                await self._start(served)
+            await self.switchers[served.alias].watch()
         except Exception as error:
             self._fatal(error)
+
+    async def _start(self, served: Served) -> None:
+        try:
+            await served.live.backend.start(self._warm_up(served.config.features))
+        except NotServing as problem:
+            if self._problems.get(served.alias) != str(problem):
+                self._problems[served.alias] = str(problem)
+                log.error("%s is not ready: %s", served.alias, problem)
+            await asyncio.sleep(RETRY_S)
+        else:
+            self._problems.pop(served.alias, None)
+            log.info("%s: %s is ready", served.alias, served.config.version)
+
+    def _warm_up(self, schema: FeatureSchema) -> tuple[PackedBatch, ...]:
+        return warm_up(schema, self.settings.max_candidates)
+
+    def switched(self, alias: str, outcome: str) -> None:
+        """Count a switch; see `service.backends.switching.Observer`."""
+        self.metrics.switches.labels(alias, outcome).inc()
+        self._show_versions()
+
+    def shadowed(self, alias: str, difference: float) -> None:
+        """Observe a shadow's score."""
+        self.metrics.shadow_difference.labels(alias).observe(difference)
+
+    def _show_versions(self) -> None:
+        self.metrics.model.clear()
+        for scene in self.scenes.by_name.values():
+            served = scene.served
+            self.metrics.model.labels(scene.name, served.alias, served.config.version).set(1)
 
     def observe(self, scene: Scene, ranked: RankedItems, candidates: int, stages: Stages) -> None:
         """Count one answer."""

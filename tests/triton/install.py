@@ -18,7 +18,9 @@ from tests.conftest import ROOT
 WHEEL = "nvidia-pytriton==0.7.0"
 """tritonserver 2.51."""
 
-HOME = ROOT / "build" / "triton"
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+STUB = "triton_python_backend_stub"
+HOME = ROOT / "build" / f"triton-python{PYTHON}"
 
 
 class Unavailable(Exception):
@@ -36,11 +38,9 @@ def install(home: Path = HOME) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not server.is_dir():
             _unpack(home)
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    stub = server / "python_backend_stubs" / version / "triton_python_backend_stub"
+    stub = server / "backends" / "python" / STUB
     if not stub.is_file():
-        raise Unavailable(f"{WHEEL} has no Python backend for Python {version}")
-    shutil.copy(stub, server / "backends" / "python" / stub.name)
+        raise Unavailable(f"{WHEEL} has no Python backend for Python {PYTHON}")
     linked = subprocess.run(
         ["ldd", stub], env={"LD_LIBRARY_PATH": library_path()}, capture_output=True, text=True
     ).stdout
@@ -70,9 +70,13 @@ def _unpack(home: Path) -> None:
                 path = Path(wheel.extract(member, partial))
                 path.chmod((member.external_attr >> 16) & 0o777 or 0o755)
     wheels[0].unlink()
+    unpacked = partial / "pytriton" / "tritonserver"
+    stub = unpacked / "python_backend_stubs" / PYTHON / STUB
+    if stub.is_file():
+        stub.rename(unpacked / "backends" / "python" / STUB)
     for folder in ("nvidia_pytriton.libs", "pytriton"):  # the one that says "installed" last
         (partial / folder).rename(home / folder)
-    partial.rmdir()
+    shutil.rmtree(partial)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,89 @@
+"""Memory that the gateway and a Triton server of the same host both map.
+
+A packed batch is one buffer, so it is copied once into a slot, and a request says of each tensor
+only where in the region it lies. A slot is written again only when the server has answered for it:
+a server that is still reading would score a mixture.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.shared_memory import SharedMemory
+from uuid import uuid4
+
+import numpy as np
+
+from model_def.batch import PackedBatch
+
+
+class SharedSlots:
+    """A region of `slots` requests of at most `slot_bytes` each."""
+
+    def __init__(self, slots: int, slot_bytes: int):
+        self._memory = SharedMemory(
+            f"mtgr-{os.getpid()}-{uuid4().hex[:8]}", True, slots * slot_bytes
+        )
+        self._bytes = np.ndarray(self._memory.size, np.uint8, self._memory.buf)
+        self._slot_bytes = slot_bytes
+        self._free = [slot * slot_bytes for slot in range(slots)]
+
+    @property
+    def name(self) -> str:
+        """The region's name, to Triton and (with a slash before it) to the system."""
+        return self._memory.name
+
+    @property
+    def size(self) -> int:
+        """Bytes of the region."""
+        return self._memory.size
+
+    def put(self, batch: PackedBatch) -> "Slot | None":
+        """Copy the batch into a free slot; None where there is none, or none so large."""
+        if not self._free or batch.payload_bytes > self._slot_bytes:
+            return None
+        start = self._free.pop()
+        self._bytes[start : start + batch.payload_bytes] = batch.buffer
+        return Slot(self.name, start, partial(self._free.append, start))
+
+    def close(self) -> None:
+        """Give the memory back to the system."""
+        del self._bytes
+        self._memory.close()
+        self._memory.unlink()
+
+
+def _unique_name() -> str:
+    return f"mtgr-{os.getpid()}-{uuid4().hex[:8]}"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies: `size` bytes, `start` bytes from the region's beginning."""
+
+    region: str
+    start: int
+    size: int
+
+
+Shared = Mapping[str, Place]
+"""The tensors of a request that lie in shared memory, by name."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Room for one request, `start` bytes from the region's beginning."""
+
+    region: str
+    start: int
+    release: Callable[[], None]
+    """To be called once the server no longer reads the slot."""
+
+    def places(self, batch: PackedBatch) -> Shared:
+        """Where each array of the batch in this slot lies; empty ones lie nowhere."""
+        first = batch.buffer.ctypes.data
+        return {
+            name: Place(self.region, self.start + array.ctypes.data - first, array.nbytes)
+            for name, array in batch.arrays.items()
+            if array.nbytes
+        }

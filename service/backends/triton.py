@@ -1,0 +1,126 @@
+"""An engine on Triton servers, over gRPC. Each user's requests go to one of them while it is up."""
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+
+from engine_build.runtime.manifest import EngineKind
+from engine_build.runtime.package import ModelPackage
+from engine_build.runtime.tensors import served_name
+from model_def.batch import PackedBatch
+from service.backends.routing import by_preference
+from service.backends.shared_memory import SharedSlots
+from service.backends.triton_checks import bring_up
+from service.backends.triton_endpoint import Endpoint
+from service.deadline import Deadline
+from service.errors import DependencyFailed, NotServing
+from service.rank import Floats
+
+log = logging.getLogger("mtgr")
+
+RETRY_S = 0.5
+"""Between two attempts to bring a server up."""
+
+DOWN = ("unavailable", "model_missing")
+"""Failures that say the server is there for nobody, so the next one is asked."""
+
+
+class TritonBackend:
+    """The engine `kind` of `package` at each of `addresses` ("host:port").
+
+    With `shared_requests`, that many requests at a time go through memory shared with servers of
+    this host; the others, and those to other hosts, by gRPC alone.
+    """
+
+    def __init__(
+        self,
+        package: ModelPackage,
+        kind: EngineKind,
+        addresses: Sequence[str],
+        shared_requests: int = 0,
+    ):
+        self._package, self._kind, self._addresses = package, kind, addresses
+        self._shared_requests = shared_requests
+        self._slots: SharedSlots | None = None
+        self._warm_up: tuple[PackedBatch, ...] = ()
+        self._servers: list[Endpoint] = []
+        self._mending: dict[str, asyncio.Task[None]] = {}
+        self.ready = False
+        """Whether a server has been verified and warmed. It stays so when servers fail later: then
+        requests are ranked without the model, which beats no answer."""
+
+    async def start(self, warm_up: tuple[PackedBatch, ...]) -> None:
+        """Bring up every server that can be, and go on with the others in the background.
+
+        Raises NotServing, with each server's problem, if there is none.
+        """
+        self._warm_up = warm_up
+        if self._shared_requests:
+            largest = max(batch.payload_bytes for batch in warm_up)
+            self._slots = SharedSlots(self._shared_requests, largest)
+        name, config = served_name(self._package.config, self._kind), self._package.config
+        self._servers = [Endpoint(a, name, config, self._slots) for a in self._addresses]
+        tried = await asyncio.gather(*map(self._bring_up, self._servers), return_exceptions=True)
+        problems = [problem for problem in tried if problem is not None]
+        if len(problems) == len(self._servers):
+            await self.close()
+            raise NotServing("; ".join(map(str, problems))) from problems[0]
+        for server, problem in zip(self._servers, tried, strict=True):
+            if problem is not None:
+                log.error("%s", problem)
+                self._mend(server)
+        self.ready = True
+
+    async def score(
+        self, batch: PackedBatch, deadline: Deadline, user_id: str
+    ) -> Mapping[str, Floats]:
+        """Probability [K] by task. Raises DependencyFailed("triton", reason), the reasons being
+        those of `Endpoint.score`; a server that is down is passed over, as time allows."""
+        failure = DependencyFailed("triton", "unavailable")
+        for server in by_preference(user_id, self._servers):
+            if server.address in self._mending:
+                continue
+            try:
+                return await server.score(batch, deadline)
+            except DependencyFailed as error:
+                if error.reason not in DOWN:
+                    raise
+                failure = error
+                self._mend(server)
+        raise failure
+
+    async def close(self) -> None:
+        """End the connections; the models stay loaded, for other gateways and for going back."""
+        self.ready = False
+        for task in self._mending.values():
+            task.cancel()
+        await asyncio.gather(*self._mending.values(), return_exceptions=True)
+        for server in self._servers:
+            await server.close()
+        self._servers = []
+        if self._slots is not None:
+            self._slots.close()
+            self._slots = None
+
+    async def _bring_up(self, server: Endpoint) -> None:
+        await bring_up(server, self._package, self._kind, self._warm_up)
+
+    def _mend(self, server: Endpoint) -> None:
+        """Take a server out of service until it has been brought up again."""
+        if server.address not in self._mending:
+            self._mending[server.address] = asyncio.create_task(self._bring_back(server))
+
+    async def _bring_back(self, server: Endpoint) -> None:
+        last = ""
+        while True:
+            try:
+                await self._bring_up(server)
+            except NotServing as problem:
+                if str(problem) != last:
+                    last = str(problem)
+                    log.error("%s", last)
+                await asyncio.sleep(RETRY_S)
+            else:
+                log.info("Triton at %s serves %s again", server.address, server.name)
+                del self._mending[server.address]
+                return
