@@ -23,6 +23,24 @@ OFFSET_ROWS = {
 """The rows that each offsets array counts."""
 
 
+def offset_source(schema: FeatureSchema, offsets: str) -> ArraySpec:
+    """The array whose element counts give an offsets array, where a server counts elements.
+
+    With one element a row it gives the offsets themselves. The lifelong segment of most schemas
+    has no such array, and one more byte a token would be sent only for this; see
+    `offset_input_name`.
+    """
+    specs = [spec for spec in request_tensors(schema) if spec.rows == OFFSET_ROWS[offsets]]
+    return next((spec for spec in specs if spec.width == 1), specs[0])
+
+
+def offset_input_name(schema: FeatureSchema, offsets: str) -> str:
+    """The input of an engine whose server counts elements: the offsets array itself, or
+    `<rows>_elements`, which the engine divides by the width of `offset_source`."""
+    one = offset_source(schema, offsets).width == 1
+    return offsets if one else f"{OFFSET_ROWS[offsets]}_elements"
+
+
 class TensorError(ValueError):
     """A request's tensor that contradicts the schema or the others; names it and what was
     expected."""
