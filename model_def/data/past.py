@@ -78,9 +78,10 @@ class Past:
         noon = end_ms // DAY_MS * DAY_MS + 12 * HOUR_MS
         here = Situation(user, noon, HOME, none, 0.0)
         ctr, order = market.probabilities(here, items, self.orders[user])
-        count = int(min(400, rng.poisson(30 * market.activity[user])))
+        count = int(min(400, rng.poisson(36 * market.activity[user])))
         times = np.sort(rng.integers(end_ms - 60 * DAY_MS, end_ms, count)).tolist()
-        chosen = rng.choice(market.items, count, p=ctr / ctr.sum())
+        odds = ctr / (1 - ctr)
+        chosen = rng.choice(market.items, count, p=odds / odds.sum())
         ordered = rng.random(count) < order[chosen]
         for item, is_order, time_ms in zip(chosen.tolist(), ordered.tolist(), times, strict=True):
             self.act(user, item, CLICK, time_ms)

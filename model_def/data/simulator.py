@@ -8,6 +8,7 @@ and logs of it.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,9 @@ CUISINES = 12
 
 HOME, OFFICE = 1, 2
 """Values of a request's `place`: where the user is."""
+
+FAVOURITES = 3
+"""Categories that a user likes, of CUISINES."""
 
 CITY_KM = 10.0
 FIRST_ITEM_ID = 10_000
@@ -111,7 +115,7 @@ CRAVING_HALF_LIFE_MS = 3 * HOUR_MS
 class Marketplace:
     """Restaurants and users, drawn once from a seed; nothing here changes afterwards."""
 
-    def __init__(self, users: int = 1500, items: int = 800, seed: int = 0):
+    def __init__(self, users: int = 800, items: int = 800, seed: int = 0):
         rng = np.random.default_rng(seed)
         self.users, self.items = users, items
         self.item_id: Ints = FIRST_ITEM_ID + np.arange(items)
@@ -120,7 +124,7 @@ class Marketplace:
         self.price: Floats = np.round(25 * np.exp(level + rng.normal(0, 0.35, items)), 1)
         self.quality: Floats = rng.normal(0, 1, items)
         noise = rng.normal(0, 0.5, items)
-        self.rating: Floats = np.round(np.clip(4 + 0.35 * (self.quality + noise), 1, 5), 1)
+        self.rating: Floats = (4 + 0.35 * (self.quality + noise)).clip(1, 5).round(1)
         self.prepare_minutes: Floats = np.round(rng.uniform(8, 25, items))
         centres = rng.uniform(0, CITY_KM, (8, 2))
         self.item_at: Floats = centres[rng.integers(0, 8, items)] + rng.normal(0, 1.2, (items, 2))
@@ -128,16 +132,17 @@ class Marketplace:
         self.user_id = np.array([f"u{i:05d}" for i in range(users)])
         self.age_group = rng.integers(1, 6, users)
         self.member = rng.integers(1, 3, users)
-        self.taste: Floats = rng.normal(0, 1, (users, CUISINES + 1))
+        favourite = rng.random((users, CUISINES + 1)).argsort(1) < FAVOURITES
+        self.taste: Floats = np.where(favourite, 1.0, rng.normal(-0.5, 0.25, favourite.shape))
         self.budget: Floats = 25 * np.exp(rng.normal(0, 0.35, users))
         self.activity: Floats = np.exp(rng.normal(0, 0.6, users))
         """Relative rate of sessions, and of everything that happened before."""
-        self.cold = rng.random(users) < 0.1
+        self.cold = rng.random(users) < 0.06
         """Users of whom nothing is known at first."""
         home = rng.uniform(0, CITY_KM, (users, 2))
         office = centres[rng.integers(0, 8, users)] + rng.normal(0, 1, (users, 2))
-        places: Floats = np.stack([home, home, office])[:, :, None] - self.item_at
-        self.distance_km: Floats = np.linalg.norm(places, axis=-1)
+        places = np.stack([home, home, office])[:, :, None] - self.item_at
+        self.distance_km: NDArray[np.floating[Any]] = np.linalg.norm(places, axis=-1)
         """[place, user, item]."""
         self.daypart = _dayparts(rng)
 
@@ -163,8 +168,8 @@ class Marketplace:
         familiar = np.log1p(orders_at_item)
         craving = np.minimum(situation.craving[category], 2.0)
         click = (
-            -1.1
-            + 0.8 * self.taste[user, category]
+            -1.7
+            + 0.9 * self.taste[user, category]
             + 0.45 * self.quality[items]
             - near_matters * distance / 2
             - price_matters * np.maximum(dear, 0)
@@ -174,8 +179,8 @@ class Marketplace:
             - 0.8 * min(situation.ate, 1.5)
         )
         order = (
-            -0.6
-            + 0.3 * self.taste[user, category]
+            -1.4
+            + 0.4 * self.taste[user, category]
             + 0.3 * self.quality[items]
             - 1.0 * late
             - 0.8 * price_matters * dear

@@ -33,7 +33,7 @@ SNAPSHOT_HOUR = 4
 """UTC hour at which profiles and lifelong sequences are frozen, every day."""
 
 SCENE = "home"
-SESSIONS_A_DAY = 0.45
+SESSIONS_A_DAY = 1.4
 """Of a user of activity 1."""
 
 HOURS = (7, 8, 11, 12, 13, 15, 17, 18, 19, 20, 21, 22)
@@ -108,7 +108,7 @@ class Traffic:
         """(start, user) of the sessions in the day that begins at `day_ms`, ascending."""
         rng, market = self._rng, self.market
         users = np.repeat(
-            np.arange(market.users), rng.poisson(SESSIONS_A_DAY * np.minimum(market.activity, 6))
+            np.arange(market.users), rng.poisson(SESSIONS_A_DAY * np.minimum(market.activity, 3))
         )
         hours = rng.choice(HOURS, len(users), p=HOUR_SHARES)
         starts = day_ms // DAY_MS * DAY_MS + hours * HOUR_MS + rng.integers(0, HOUR_MS, len(users))
