@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from engine_build.build import Builder, BuildError
+from engine_build.build import Builder, BuildError, BuildOptions
 from engine_build.requests import random_request
 from engine_build.runtime.golden import Golden, save_golden
 from engine_build.runtime.manifest import MANIFEST, EngineKind, Manifest, PackageError, sha256_of
@@ -22,7 +22,10 @@ from model_def.model import MTGR, to_tensors
 CHECKPOINT_FILES = (CONFIG, "weights.safetensors", "id_tables.npz", "training.json")
 """Copied as they are: a package is a checkpoint too, to build further engines from."""
 
-BUILDERS: dict[EngineKind, str] = {"onnx-cpu": "engine_build.onnx_cpu"}
+BUILDERS: dict[EngineKind, str] = {
+    "onnx-cpu": "engine_build.onnx_cpu",
+    "tensorrt": "engine_build.tensorrt.builder",
+}
 """Module of each kind, imported when asked for; its `build` is a `Builder`."""
 
 GOLDEN_CANDIDATES = 100
@@ -32,7 +35,11 @@ Progress = Callable[[str], object]
 
 
 def build_package(
-    source: Path, target: Path, kinds: Sequence[EngineKind], progress: Progress = print
+    source: Path,
+    target: Path,
+    kinds: Sequence[EngineKind],
+    options: BuildOptions = BuildOptions(),
+    progress: Progress = print,
 ) -> None:
     """Build engines of `kinds` from checkpoint `source` into package `target`, whole or not at all.
 
@@ -54,7 +61,7 @@ def build_package(
             save_golden(partial / GOLDEN, golden_requests(checkpoint))
         for kind in kinds:
             progress(kind)
-            _build_engine(checkpoint, digest, kind, partial)
+            _build_engine(checkpoint, digest, kind, options, partial)
             progress(f"{kind} against PyTorch")
             open_package(partial).load_engine(kind)
         if target.exists():
@@ -111,14 +118,16 @@ def _is_package_of(target: Path, digest: str) -> bool:
     return all(manifest.checkpoint_sha256 == digest for manifest in manifests)
 
 
-def _build_engine(checkpoint: Checkpoint, digest: str, kind: EngineKind, package: Path) -> None:
+def _build_engine(
+    checkpoint: Checkpoint, digest: str, kind: EngineKind, options: BuildOptions, package: Path
+) -> None:
     directory = package / kind
     if directory.exists():
         shutil.rmtree(directory)
     directory.mkdir()
     build: Builder = import_module(BUILDERS[kind]).build
-    built = build(checkpoint, directory)
-    files = [package / CONFIG, package / GOLDEN, *sorted(directory.iterdir())]
+    built = build(checkpoint, directory, options)
+    files = [package / name for name in (*CHECKPOINT_FILES, GOLDEN)] + sorted(directory.iterdir())
     manifest = Manifest(
         kind=kind,
         checkpoint_sha256=digest,

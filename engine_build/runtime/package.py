@@ -26,14 +26,17 @@ __all__ = ["ModelPackage", "PackageError", "open_package"]
 
 CONFIG, GOLDEN = "config.json", "golden.npz"
 
-LOADERS: dict[EngineKind, str] = {"onnx-cpu": "engine_build.runtime.onnx_cpu"}
+LOADERS: dict[EngineKind, str] = {
+    "onnx-cpu": "engine_build.runtime.onnx_cpu",
+    "tensorrt": "engine_build.runtime.tensorrt",
+}
 """Module of each kind, imported when asked for; its `load(directory, package config, threads)`
 returns the engine."""
 
 
 @dataclass(frozen=True)
 class ModelPackage:
-    """An opened package: the files that its engines use have the hashes of their manifests."""
+    """An opened package: every file has the hash that its engines' manifests give."""
 
     path: Path
     config: PackageConfig
