@@ -1,6 +1,5 @@
 """The FastAPI application over a gateway: routes, errors, documents."""
 
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -18,6 +17,7 @@ from service.http import endpoints
 from service.http.admin import SwitchAnswer, SwitchRequest, switch_engine
 from service.http.documents import Documents
 from service.http.gateway import Gateway
+from service.http.guard import BugGuard
 from service.http.replies import (
     MEDIA,
     ErrorAnswer,
@@ -27,10 +27,7 @@ from service.http.replies import (
     error_reply,
     reply,
 )
-from service.logs import safe
 from service.metrics import NO_SCENE
-
-log = logging.getLogger("mtgr")
 
 ABOUT = """Ranks a user's candidates with MTGR, inside the caller's deadline.
 
@@ -60,6 +57,7 @@ def create_app(gateway: Gateway) -> FastAPI:
     _add_work(app, gateway)
     _add_operations(app, gateway)
     _add_errors(app, gateway)
+    app.add_middleware(BugGuard, gateway=gateway)
     app.openapi = lambda: _openapi(app, gateway)  # type: ignore[method-assign]
     return app
 
@@ -141,17 +139,12 @@ def _add_errors(app: FastAPI, gateway: Gateway) -> None:
         invalid = isinstance(error, InvalidRequest)
         counter = gateway.metrics.invalid if invalid else gateway.metrics.refused
         counter.labels(scene_of(request), error.type).inc()
-        return error_reply(request, error)
+        return error_reply(error)
 
     async def on_http_error(request: Request, error: HTTPException) -> Response:
         failure = ServiceError(error.detail)
         failure.status, failure.type = error.status_code, "http"
-        return error_reply(request, failure)
-
-    async def on_bug(request: Request, error: Exception) -> Response:
-        gateway.metrics.failed.labels(scene_of(request)).inc()
-        log.error("a bug failed request %s", safe(getattr(request.state, "request_id", "unread")))
-        return error_reply(request, ServiceError("a bug of ours; it has been logged"))
+        return error_reply(failure)
 
     async def on_disconnect(request: Request, error: ClientDisconnect) -> Response:
         gateway.metrics.disconnected.inc()
@@ -161,7 +154,6 @@ def _add_errors(app: FastAPI, gateway: Gateway) -> None:
         ServiceError: on_service_error,
         HTTPException: on_http_error,
         ClientDisconnect: on_disconnect,
-        Exception: on_bug,
     }
     for kind, handler in handlers.items():
         app.add_exception_handler(kind, handler)

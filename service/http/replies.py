@@ -5,7 +5,6 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.requests import Request
 from starlette.responses import Response
 
 from service.errors import ServiceError
@@ -128,7 +127,7 @@ def reply(answer: Any, format: Formats = "json", status: int = 200) -> Response:
     return Response(encode(answer, format), status, media_type=MEDIA[format])
 
 
-def error_reply(request: Request, error: ServiceError) -> Response:
+def error_reply(error: ServiceError) -> Response:
     """`{"error": {"type", "path", "problem", "expected"}}`, always JSON."""
     detail = {
         "type": error.type,

@@ -2,11 +2,14 @@
 
 import logging
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.http import endpoints
 from service.logs import LONGEST, Seldom, safe
+from tests.service.world import request
 
 
 @given(st.text())
@@ -36,3 +39,20 @@ def test_messages_alike_are_seldom_and_counted(monkeypatch: pytest.MonkeyPatch) 
     assert passes(logging.ERROR, "an engine failed") == (
         "an engine failed (3 more like this before)"
     )
+
+
+def test_a_bug_of_ours_is_counted_logged_and_not_shown(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """500 in the one error shape; the log names the request, forged lines and all, in one."""
+
+    async def bug(*arguments: object) -> None:
+        raise ZeroDivisionError("secret of ours")
+
+    monkeypatch.setattr(endpoints, "rank", bug)
+    response = client.post("/v1/rank", json=request(request_id="r\n2026 INFO forged"))
+    assert response.status_code == 500
+    assert response.json()["error"]["type"] == "internal"
+    assert "secret" not in response.text
+    assert "a bug failed request r\\n2026 INFO forged" in caplog.messages
+    assert 'mtgr_failed_total{scene="home"} 1.0' in client.get("/metrics").text
