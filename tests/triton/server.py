@@ -65,16 +65,37 @@ class TritonServer:
             except grpc.FutureTimeoutError:
                 raise AssertionError(self.log.read_text(errors="replace")) from None
 
-    def kill(self, signal_number: int = signal.SIGKILL) -> None:
-        """End it, by default as a crash would."""
+    def pause(self) -> None:
+        """Have it hang: it keeps its connections and answers nothing."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Have it go on."""
+        self._signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """End it as a crash would, with the models' processes."""
+        self._signal(signal.SIGKILL)
+        self._wait()
+
+    def close(self) -> None:
+        """End it in order, if it runs."""
         if self._process is not None:
-            self._process.send_signal(signal_number)
-            self._process.wait()
-            self._process = None
+            self._process.terminate()
+            self._wait()
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        os.killpg(self._process.pid, number)
+
+    def _wait(self) -> None:
+        assert self._process is not None
+        self._process.wait()
+        self._process = None
 
     def __enter__(self) -> "TritonServer":
         self.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.kill(signal.SIGTERM)
+        self.close()
