@@ -25,7 +25,7 @@ class Goal(msgspec.Struct, frozen=True):
         missed = []
         if p99_ms > self.p99_ms:
             missed.append(f"p99 {p99_ms:.1f} ms, goal {self.p99_ms:g} ms")
-        unserved = 1 - outcomes[Outcome.ANSWERED] / valid
+        unserved = (valid - outcomes[Outcome.ANSWERED]) / valid
         if unserved > self.unserved:
             missed.append(f"{unserved:.2%} not answered in full, goal {self.unserved:.2%}")
         failed = outcomes[Outcome.FAILED] / valid

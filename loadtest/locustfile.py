@@ -14,13 +14,13 @@ from dataclasses import fields
 from functools import cache
 from itertools import count
 from pathlib import Path
-from time import perf_counter, process_time
+from time import perf_counter, process_time, sleep
 from typing import Any
 
-import gevent
 from locust import FastHttpUser, LoadTestShape, between, events, task
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
+from locust.runners import LocalRunner
 
 from loadtest.goal import Goal
 from loadtest.material import MARKETPLACE, read_material
@@ -35,7 +35,7 @@ from loadtest.traffic import Mix, Traffic
 log = logging.getLogger("load")
 
 
-@events.init_command_line_parser.add_listener
+@events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator] # Locust's are
 def add_flags(parser: LocustArgumentParser) -> None:
     """Our flags beside Locust's own; each is also an environment variable, `LOAD_<FLAG>`."""
 
@@ -70,15 +70,16 @@ class Test:
         self.start, self.cpu = perf_counter(), process_time()
 
 
-@events.init.add_listener
+@events.init.add_listener  # type: ignore[untyped-decorator] # Locust's are
 def prepare(environment: Environment, **_: Any) -> None:
     """Draw the traffic before the first user starts."""
-    if environment.parsed_options.processes or type(environment.runner).__name__ != "LocalRunner":
+    if not isinstance(environment.runner, LocalRunner):
         raise SystemExit("one process only: run without --processes, --master and --worker")
+    assert environment.parsed_options is not None  # there is a command line
     environment.load_test = Test(environment.parsed_options)  # type: ignore[attr-defined]
 
 
-@events.test_start.add_listener
+@events.test_start.add_listener  # type: ignore[untyped-decorator] # Locust's are
 def begin(environment: Environment, **_: Any) -> None:
     """The clock starts with the first user."""
     test: Test = environment.load_test  # type: ignore[attr-defined]
@@ -92,14 +93,9 @@ class Caller(FastHttpUser):
     wait_time = between(0.2, 1.5)
 
     def __init__(self, environment: Environment):
-        super().__init__(environment)
         self._test: Test = environment.load_test  # type: ignore[attr-defined]
-        self.client.client.connection_timeout = self._give_up_s
-        self.client.client.network_timeout = self._give_up_s
-
-    @property
-    def _give_up_s(self) -> float:
-        return float(self._test.options.give_up_ms) / 1e3
+        self.connection_timeout = self.network_timeout = self._test.options.give_up_ms / 1e3
+        super().__init__(environment)
 
     @task
     def session(self) -> None:
@@ -107,19 +103,24 @@ class Caller(FastHttpUser):
         number = next(self._test.sessions)
         for turn in range(self._test.traffic.turns(number)):
             if turn:
-                gevent.sleep(THINK_S)
+                sleep(THINK_S)  # Locust has made it cooperative
             self._ask(self._test.traffic.request(number, turn))
 
     def _ask(self, request: Request) -> None:
         test = self._test
         if len(test.samples) >= test.options.most_requests:
             log.info("%d requests were sent, the most allowed", len(test.samples))
+            assert self.environment.runner is not None  # it runs us
             self.environment.runner.quit()
             return
         sent = perf_counter()
         headers = {"content-type": request.content_type, **dict(request.headers)}
         with self.client.post(
-            request.path, data=request.body, headers=headers, name=request.kind, catch_response=True
+            request.path,
+            data=request.body,  # type: ignore[arg-type] # bytes too, as its documentation says
+            headers=headers,
+            name=request.kind,
+            catch_response=True,
         ) as response:
             body = response.content
             latency_ms = 1e3 * (perf_counter() - sent)
@@ -143,8 +144,10 @@ class Stages(LoadTestShape):
 
     def tick(self) -> tuple[int, float] | None:
         """(users, users to start a second) of now; None when the stages are over."""
-        elapsed = self.get_run_time()
-        for stage in _stages(self.runner.environment.parsed_options.stages):
+        assert self.runner is not None  # Locust sets it
+        test: Test = self.runner.environment.load_test  # type: ignore[attr-defined]
+        elapsed = perf_counter() - test.start
+        for stage in _stages(test.options.stages):
             if elapsed < stage.seconds:
                 return int(stage.level), max(1.0, stage.level)
             elapsed -= stage.seconds
@@ -154,7 +157,7 @@ class Stages(LoadTestShape):
 _stages = cache(parse_stages)
 
 
-@events.quitting.add_listener
+@events.quitting.add_listener  # type: ignore[untyped-decorator] # Locust's are
 def finish(environment: Environment, **_: Any) -> None:
     """Write the document and the page; the exit code says whether the goal was met."""
     test: Test = environment.load_test  # type: ignore[attr-defined]

@@ -11,6 +11,7 @@ from loadtest.run import Latency, Run, Step
 
 STYLE = Path(__file__).with_name("page.css")
 
+STAGE_COLOURS = 8
 PERCENTILES = ("p50", "p90", "p99", "max")
 COUNTED = (Outcome.REFUSED, Outcome.DEGRADED, Outcome.LATE, Outcome.FAILED, Outcome.INVALID)
 
@@ -74,8 +75,8 @@ def _tiles(run: Run) -> str:
     lag, share = run.generator.lag_p99_ms, f"at {run.generator.cpu_share:.0%} of a core"
     tiles.append(("generator lag", "–" if lag is None else f"{number(lag)} ms", f"p99, {share}"))
     cells = "".join(
-        f'<div class="tile {_css(name)}"><span>{escape(name)}</span><b>{escape(value)}</b>'
-        f"<small>{escape(note)}</small></div>"
+        f'<div class="tile {name if run.outcomes.get(name) else ""}"><span>{escape(name)}</span>'
+        f"<b>{escape(value)}</b><small>{escape(note)}</small></div>"
         for name, value, note in tiles
     )
     sums = " + ".join(f"{count:,} {name}" for name, count in run.outcomes.items())
@@ -182,7 +183,20 @@ def _distribution(run: Run) -> str:
 
 
 def _stages(run: Run) -> str:
-    return _latency_table("stage", run.stages) if run.stages else ""
+    """Where an answer's time goes on average, as one bar, and each stage's percentiles."""
+    whole = sum(taken.mean for taken in run.stages.values())
+    if not whole:
+        return ""
+    parts, keys = [], []
+    for i, (stage, taken) in enumerate(run.stages.items()):
+        css, share = f"stage{i % STAGE_COLOURS}", taken.mean / whole
+        told = escape(f"{stage} {number(taken.mean)} ms, {share:.0%}")
+        parts.append(f'<i class="{css}" style="width:{share:.2%}" title="{told}"></i>')
+        keys.append(f'<span class="key"><i class="{css}"></i>{told}</span>')
+    return (
+        f'<div class="whole">{"".join(parts)}</div><div class="legend">{"".join(keys)}</div>'
+        f"<p></p>{_latency_table('stage', run.stages)}"
+    )
 
 
 def _latency_table(what: str, latencies: dict[str, Latency]) -> str:
@@ -241,7 +255,8 @@ def _steps(run: Run) -> str:
 
 
 def _pairs(values: dict[str, Any]) -> str:
-    return _table(["setting", "value"], [[escape(k), escape(str(v))] for k, v in values.items()])
+    pairs = (f"<dt>{escape(k)}</dt><dd>{escape(str(v))}</dd>" for k, v in values.items())
+    return f"<dl>{''.join(f'<div>{pair}</div>' for pair in pairs)}</dl>"
 
 
 def _table(head: Iterable[str], rows: Iterable[list[str]]) -> str:
@@ -254,10 +269,6 @@ def _table(head: Iterable[str], rows: Iterable[list[str]]) -> str:
 def _card(title: str, content: str) -> str:
     """Nothing where there is nothing to show."""
     return f"<section class='card'><h2>{escape(title)}</h2>{content}</section>" if content else ""
-
-
-def _css(name: str) -> str:
-    return name if name in set(Outcome) else ""
 
 
 def _headroom(value: float) -> float:

@@ -62,13 +62,13 @@ def rank_body(head: dict[str, Any], candidates: Candidates, format: Format) -> t
     }
     if format == "json-columns":
         return JSON, msgspec.json.encode({**head, "candidates": columns})
-    names = list(columns["features"])
-    features = zip(*columns["features"].values(), strict=True)
     rows = [
-        {"item_id": item, "recall_score": score, "features": dict(zip(names, values, strict=True))}
-        for item, score, values in zip(
-            columns["item_id"], columns["recall_score"], features, strict=True
-        )
+        {
+            "item_id": item,
+            "recall_score": columns["recall_score"][i],
+            "features": {name: column[i] for name, column in columns["features"].items()},
+        }
+        for i, item in enumerate(columns["item_id"])
     ]
     return JSON, msgspec.json.encode({**head, "candidates": rows})
 

@@ -1,7 +1,6 @@
 """A real HTTP server with known behaviour: it delays, stalls, refuses and degrades as told."""
 
 import asyncio
-import json
 import socket
 import threading
 from collections.abc import Iterator
@@ -11,7 +10,10 @@ from time import monotonic
 from typing import Any
 
 import msgspec
+import numpy as np
 import uvicorn
+
+from loadtest.request import JSON, MSGPACK
 
 
 @dataclass
@@ -27,10 +29,15 @@ class Behaviour:
     """Each n-th answer is degraded."""
     break_every: int = 0
     """Each n-th answer is a 500."""
+    hang_up_every: int = 0
+    """Each n-th request has its connection closed in place of an answer."""
     wrong_id: bool = False
     hang: bool = False
     """Never answer."""
     seen: list[bytes] = field(default_factory=list)
+    """Every body that came."""
+    keys: set[str] = field(default_factory=set)
+    """Every value of `X-Api-Key` that came."""
 
 
 class App:
@@ -49,12 +56,16 @@ class App:
             message = await receive()
             body, more = body + message.get("body", b""), message.get("more_body", False)
         status, headers, answer = await self._answer(scope, body)
+        if self.behaviour.hang_up_every and self._count % self.behaviour.hang_up_every == 0:
+            headers.append((b"content-length", b"1000000"))
+            answer = b""  # shorter than it says: the server closes the connection
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": answer})
 
     async def _answer(self, scope: Any, body: bytes) -> tuple[int, list[Any], bytes]:
         told, now = self.behaviour, monotonic()
         told.seen.append(body)
+        told.keys |= {value.decode() for name, value in scope["headers"] if name == b"x-api-key"}
         self._count += 1
         if self._first is None:
             self._first = now
@@ -63,17 +74,11 @@ class App:
         if told.stall and told.stall[0] <= now - self._first < told.stall[1]:
             await asyncio.sleep(self._first + told.stall[1] - now)
         await asyncio.sleep(told.delay_s)
-        media = dict(scope["headers"])[b"content-type"].decode()
-        decode = {"application/json": json.loads, "application/msgpack": msgspec.msgpack.decode}
         json_type = [(b"content-type", b"application/json")]
         try:
-            document = decode[media](body)
-            wanted = min(document["top_k"], _length(document["candidates"]))
-            assert document["user_id"]
-            assert wanted
-        except Exception:
-            status = 422 if media in decode else 415
-            return status, json_type, b'{"error": {"type": "invalid_value"}}'
+            wanted, request_id = _read(dict(scope["headers"]), body)
+        except _Unreadable as unreadable:
+            return unreadable.status, json_type, b'{"error": {"type": "invalid_value"}}'
         if told.per_second is not None and not self._admit(told.per_second):
             headers = [*json_type, (b"retry-after", b"1")]
             return 429, headers, b'{"error": {"type": "overloaded"}}'
@@ -81,7 +86,7 @@ class App:
             return 500, json_type, b'{"error": {"type": "internal"}}'
         degraded = bool(told.degrade_every) and self._count % told.degrade_every == 0
         answer = {
-            "request_id": "another" if told.wrong_id else document["request_id"],
+            "request_id": "another" if told.wrong_id else request_id,
             "degraded": degraded,
             "reason": "redis_timeout" if degraded else None,
             "items": [{"item_id": i} for i in range(wanted)],
@@ -102,11 +107,35 @@ class App:
         return True
 
 
-def _length(candidates: Any) -> int:
-    if isinstance(candidates, list):
-        return len(candidates)
-    ids = candidates["item_id"]
-    return len(ids) if isinstance(ids, list) else len(ids["data"]) // 8
+class _Unreadable(Exception):
+    def __init__(self, status: int):
+        self.status = status
+
+
+FIELDS = {"user_id", "candidates", "request_id", "top_k", "deadline_ms", "context"}
+
+
+def _read(headers: dict[bytes, bytes], body: bytes) -> tuple[int, str]:
+    """(items to answer, request id); refuses what the API refuses, no more and no less."""
+    media = headers[b"content-type"].decode()
+    if b"content-encoding" in headers or media not in (JSON, MSGPACK):
+        raise _Unreadable(415)
+    try:
+        document = (msgspec.json if media == JSON else msgspec.msgpack).decode(body)
+        candidates = document["candidates"]
+        ids = (
+            [row["item_id"] for row in candidates]
+            if isinstance(candidates, list)
+            else candidates["item_id"]
+        )
+        if isinstance(ids, dict):
+            ids = np.frombuffer(ids["data"], ids["dtype"]).tolist()
+        assert document.keys() == FIELDS
+        assert isinstance(document["top_k"], int)
+        assert document["top_k"] > 0 < len(ids) == len(set(ids))
+    except (msgspec.DecodeError, KeyError, AssertionError):
+        raise _Unreadable(422) from None
+    return min(document["top_k"], len(ids)), document["request_id"]
 
 
 @contextmanager
