@@ -1,13 +1,13 @@
-"""What a builder of an engine kind returns to the package that the engine becomes part of."""
+"""What a builder of an engine kind is told, and what it returns to the package it adds to."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from engine_build.runtime.engine import EngineError
-from engine_build.runtime.manifest import Limits
+from engine_build.runtime.manifest import Limits, Precision
 from model_def.checkpoint import Checkpoint
+from model_def.schema import FeatureSchema
 
 
 class BuildError(EngineError):
@@ -15,14 +15,41 @@ class BuildError(EngineError):
 
 
 @dataclass(frozen=True)
+class BuildOptions:
+    """Choices of the engines for GPUs; `onnx-cpu` has none."""
+
+    precision: Precision = "bfloat16"
+    batch_requests: int = 8
+    """Requests in one run, at most."""
+    max_candidates: int = 2000
+    """Of one request."""
+    plugin_library: Path | None = None
+    """Our TensorRT plugins, as plugins/README.md builds them."""
+    timing_cache: Path | None = None
+    """Read and written, so that a later build of the same layers takes seconds."""
+
+    def limits(self, schema: FeatureSchema, requests: int) -> Limits:
+        """The largest batch of `requests` requests."""
+        return Limits(
+            requests=requests,
+            lifelong=requests * schema.lifelong_cap,
+            realtime=requests * schema.realtime_cap,
+            candidates=requests * self.max_candidates,
+        )
+
+
+DEFAULTS = BuildOptions()
+
+
+@dataclass(frozen=True)
 class Built:
     """An engine whose files are written; see `Manifest` for the fields."""
 
-    precision: Literal["float32", "float16", "bfloat16"]
+    precision: Precision
     tolerance: float
     limits: Limits | None
     builders: Mapping[str, str]
 
 
-Builder = Callable[[Checkpoint, Path], Built]
+Builder = Callable[[Checkpoint, Path, BuildOptions], Built]
 """Writes an engine's files into an empty directory."""

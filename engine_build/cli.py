@@ -1,17 +1,19 @@
 """The commands `mtgr build` and `mtgr verify`."""
 
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import click
 from tqdm import tqdm
 
 from engine_build import verify as verification
+from engine_build.build import DEFAULTS, BuildOptions
 from engine_build.package import BUILDERS, build_package
 from engine_build.runtime.engine import EngineError
 from engine_build.runtime.manifest import EngineKind
 from model_def.checkpoint import CheckpointError
 
+FILE = click.Path(dir_okay=False, path_type=Path)
 DIRECTORY = click.Path(file_okay=False, path_type=Path)
 
 
@@ -27,7 +29,30 @@ DIRECTORY = click.Path(file_okay=False, path_type=Path)
     show_default=True,
     help="Engine to build; may be repeated.",
 )
-def build(checkpoint: Path, package: Path, kinds: tuple[str, ...]) -> None:
+@click.option(
+    "--precision",
+    type=click.Choice(["bfloat16", "float16"]),
+    default=DEFAULTS.precision,
+    show_default=True,
+    help="Of a GPU engine's weights.",
+)
+@click.option(
+    "--batch-requests",
+    type=click.IntRange(1),
+    default=DEFAULTS.batch_requests,
+    show_default=True,
+    help="Requests that a GPU engine takes in one run, at most.",
+)
+@click.option(
+    "--max-candidates",
+    type=click.IntRange(1),
+    default=DEFAULTS.max_candidates,
+    show_default=True,
+    help="Candidates of one request that a GPU engine takes, at most.",
+)
+@click.option("--plugin-library", type=FILE, help="TensorRT plugins; see plugins/README.md.")
+@click.option("--timing-cache", type=FILE, help="Read and written, to make the next build short.")
+def build(checkpoint: Path, package: Path, kinds: tuple[EngineKind, ...], **options: Any) -> None:
     """Build PACKAGE, ready to serve, from CHECKPOINT, a directory that 'mtgr train' wrote.
 
     Each engine is verified against PyTorch before the package appears. A PACKAGE of the same
@@ -40,9 +65,14 @@ def build(checkpoint: Path, package: Path, kinds: tuple[str, ...]) -> None:
             bar.update()
 
         try:
-            build_package(checkpoint, package, cast(tuple[EngineKind, ...], kinds), progress)
+            build_package(checkpoint, package, kinds, BuildOptions(**options), progress)
         except (EngineError, CheckpointError, ValueError) as error:
             raise click.ClickException(str(error)) from error
+        except ModuleNotFoundError as error:
+            raise click.ClickException(
+                f"{', '.join(kinds)}: needs {error.name}; pip install 'mtgr-serving[gpu]' "
+                "on a machine with an NVIDIA GPU"
+            ) from error
     click.echo(f"{package}: {', '.join(kinds)}")
 
 

@@ -3,7 +3,7 @@
 from importlib.metadata import version
 from pathlib import Path
 
-from engine_build.build import BuildError, Built
+from engine_build.build import BuildError, BuildOptions, Built
 from engine_build.export import export_onnx, save_onnx
 from engine_build.runtime.onnx_cpu import MODEL
 from model_def.checkpoint import Checkpoint
@@ -12,8 +12,8 @@ TOLERANCE = 1e-4
 """Largest score difference from PyTorch: both are float32, summing in different orders."""
 
 
-def build(checkpoint: Checkpoint, directory: Path) -> Built:
-    """Write the engine's files to `directory`."""
+def build(checkpoint: Checkpoint, directory: Path, options: BuildOptions) -> Built:
+    """Write the engine's file to `directory`; it has no choices."""
     if checkpoint.config.model.embedding_source != "engine":
         raise BuildError("onnx-cpu: gathers embeddings itself; set embedding_source to 'engine'")
     save_onnx(export_onnx(checkpoint.model), directory / MODEL)

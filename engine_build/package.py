@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from engine_build.build import Builder, BuildError, BuildOptions
+from engine_build.build import DEFAULTS, Builder, BuildError, BuildOptions
 from engine_build.requests import random_request
 from engine_build.runtime.golden import Golden, save_golden
 from engine_build.runtime.manifest import MANIFEST, EngineKind, Manifest, PackageError, sha256_of
@@ -38,7 +38,7 @@ def build_package(
     source: Path,
     target: Path,
     kinds: Sequence[EngineKind],
-    options: BuildOptions = BuildOptions(),
+    options: BuildOptions = DEFAULTS,
     progress: Progress = print,
 ) -> None:
     """Build engines of `kinds` from checkpoint `source` into package `target`, whole or not at all.

@@ -247,7 +247,7 @@ class MTGR(nn.Module):
 
     def _logits(self, x: Tensor) -> Tensor:
         # The heads may keep float32 weights where the layers' are of 16 bits.
-        x = x.to(self.heads[self.config.tasks[0]][0].weight.dtype)
+        x = x.to(next(self.heads.parameters()).dtype)
         return torch.cat([self.heads[task](x) for task in self.config.tasks], 1).float()
 
 

@@ -15,6 +15,7 @@ from engine_build.runtime.engine import EngineError
 from model_def.schema import Frozen
 
 EngineKind = Literal["onnx-cpu", "cuda-graph", "tensorrt"]
+Precision = Literal["float32", "float16", "bfloat16"]
 
 MANIFEST = "manifest.json"
 
@@ -37,7 +38,7 @@ class Manifest(Frozen):
 
     kind: EngineKind
     checkpoint_sha256: str = Field(description="of the checkpoint that the engine was built from")
-    precision: Literal["float32", "float16", "bfloat16"]
+    precision: Precision
     tolerance: float = Field(gt=0, description="largest score difference from PyTorch in float32")
     limits: Limits | None = Field(default=None, description="None: any batch that memory holds")
     builders: Mapping[str, str] = Field(description="versions of what built the engine")

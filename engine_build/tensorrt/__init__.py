@@ -1,0 +1,1 @@
+"""Builds engine kind `tensorrt`: the network that its parser reads, and the build itself."""
