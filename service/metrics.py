@@ -90,13 +90,17 @@ class Metrics:
         self.in_flight = Gauge("mtgr_in_flight", "Requests in flight.", registry=r)
         self.ready = Gauge("mtgr_ready", "1 once every engine is loaded and verified.", registry=r)
         self.switches = Counter(
-            "mtgr_switches", "Engine switches by outcome: flipped, refused, rolled_back or kept.",
-            ["model", "outcome"], registry=r,
+            "mtgr_switches",
+            "Engine switches by outcome: flipped, refused, rolled_back or kept.",
+            ["model", "outcome"],
+            registry=r,
         )
         self.shadow_difference = Histogram(
             "mtgr_shadow_difference",
             "Largest difference of a probability between the live engine and its shadow.",
-            ["model"], registry=r, buckets=DIFFERENCES,
+            ["model"],
+            registry=r,
+            buckets=DIFFERENCES,
         )
         self.model = Gauge(
             "mtgr_model", "1 for each scene's model and its version.",

@@ -191,7 +191,4 @@ def degradation(missing: Mapping[str, str]) -> str | None:
 
     A part that nobody ever stored is no failure: a new user, an item sent without features.
     """
-    for part, why in missing.items():
-        if why != "absent":
-            return f"{part}_{why}"
-    return None
+    return next((f"features_{why}" for why in missing.values() if why != "absent"), None)

@@ -62,7 +62,8 @@ class FeatureStore:
         self._append = redis.register_script(
             files("service.features").joinpath("append.lua").read_text()
         )
-        self._unknown_profile = empty_rows(layouts["profile"], 1)
+        self._no_profile = empty_rows(layouts["profile"], 1)
+        self._no_lifelong = empty_rows(layouts["lifelong"])
         self._places = {
             feature.name: (carrier, position, getattr(layouts["item"], carrier).index(feature))
             for carrier in ("ids", "categories", "numbers")
@@ -75,14 +76,14 @@ class FeatureStore:
         keys = [key(self._schema, part, user_id) for part in ("profile", "static", "rt")]
         values: Sequence[bytes | None] = (None, None, None)
         missing: dict[str, str] = {}
-        unreachable = ""
+        unreachable: str | None = None
         try:
             values = await self._ask(lambda: self._redis.mget(keys), deadline)
         except DependencyFailed as failure:
             missing["realtime"] = unreachable = failure.reason
 
         snapshots = []
-        profile, lifelong = self._unknown_profile, empty_rows(self._schema.layouts["lifelong"])
+        profile, lifelong = self._no_profile, self._no_lifelong
         try:
             snapshot_ms, profile = self._profile.decode(values[0])
             snapshots.append(snapshot_ms)

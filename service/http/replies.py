@@ -39,7 +39,9 @@ class RankAnswer(Document):
     request_id: str
     model_version: str
     degraded: bool
-    reason: str | None = Field(description="why degraded: part and failure, as redis_timeout")
+    reason: str | None = Field(
+        description="why degraded: features_<why> or backend_<why>, as features_timeout"
+    )
     ranked_by: Literal["model", "recall_score", "popularity", "input_order"]
     missing: dict[str, str] = Field(
         description="features that could not be had: profile, lifelong, realtime or item, each "

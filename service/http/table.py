@@ -102,8 +102,11 @@ class Table:
         column = self.stamps.get("recall_score")
         if column is None:
             return None
-        given = np.array([score is not UNSET for score in column])
-        scores = np.array([score if score is not UNSET else 0.0 for score in column], np.float64)
+        scores = np.asarray(column)
+        given = np.ones(len(scores), np.bool_)
+        if scores.dtype == object:
+            given = np.array([score is not UNSET for score in column])
+        scores = np.where(given, scores, 0.0).astype(np.float64)
         if len(scores) != self.count:
             raise InvalidRequest(
                 f"got {len(scores)} values",

@@ -170,7 +170,7 @@ def test_damaged_values_are_named_and_counted(client: httpx.Client, redis: Redis
             answer = rank(client, user_id=user_id)
             assert (whole["degraded"], whole["missing"]) == (False, {})
             assert answer["missing"] == {part: reason}
-            assert (answer["degraded"], answer["reason"]) == (True, f"{part}_{reason}")
+            assert (answer["degraded"], answer["reason"]) == (True, f"features_{reason}")
             assert answer["ranked_by"] == "model"
             counted = f'mtgr_features_absent_total{{part="{part}",reason="{reason}",scene="home"}}'
             assert counted in client.get("/metrics").text
@@ -212,7 +212,7 @@ def test_without_redis_the_model_ranks_a_stranger(
             assert Redis.from_url(url).ping()
             assert rank(client)["missing"] == {}
     for answer in answers:
-        assert (answer["degraded"], answer["ranked_by"]) == (True, "model")
+        assert (answer["reason"], answer["ranked_by"]) == (f"features_{reason}", "model")
         assert answer["missing"] == dict.fromkeys(("profile", "lifelong", "realtime"), reason)
         assert len(answer["items"]) == 3
     assert took < 5 * 1.0

@@ -75,7 +75,7 @@ def test_an_unknown_item_is_ranked_and_named(client: httpx.Client, redis: Redis)
     redis.set(key(SCHEMA, "item", 779), b"\1" * size)
     damaged = rank(client, [bare(779)])
     assert damaged["missing"]["item"] == "corrupt"
-    assert damaged["reason"] == "item_corrupt"
+    assert damaged["reason"] == "features_corrupt"
 
 
 def test_no_item_is_asked_for_when_every_feature_is_sent(
