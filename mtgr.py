@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": ("model_def.cli:evaluate", "train", "Score logs: AUC, GAUC, NE, calibration."),
     "build": ("engine_build.cli:build", "build", "Build a model package from a checkpoint."),
     "verify": ("engine_build.cli:verify", "build", "Check a package's engines against PyTorch."),
+    "repository": ("engine_build.triton.cli:repository", "", "Add an engine for Triton to serve."),
     "load-features": ("service.cli:load_features", "train", "Load users and items into Redis."),
     "serve": ("service.cli:serve", "", "Serve packages over HTTP."),
     "rank": ("service.cli:rank", "", "Send a ranking request and print the answer."),

@@ -9,6 +9,9 @@
 
 Each version of a package is a model of its own name, loaded by explicit control: old and new are
 up side by side while the gateway switches, and which of them an alias means is the gateway's.
+
+Triton's Python backend runs in the environment of the first `python3` on the server's PATH, which
+needs this project's base install; the TensorRT backend needs nothing of ours but the plugins.
 """
 
 import os
@@ -125,10 +128,16 @@ def launch_command(
         f"--grpc-port={grpc_port}",
     ]
     if any(model.endswith("-tensorrt") for model in models):
-        if plugin_library is None or not plugin_library.is_file():
-            raise RepositoryError(
-                f"plugin library {plugin_library}: not found, and a tensorrt engine cannot be read "
-                "without its plugins; build it (plugins/README.md) and pass --plugin-library"
-            )
-        arguments.append(f"--backend-config=tensorrt,plugins={plugin_library.resolve()}")
+        library = existing_plugins(plugin_library)
+        arguments.append(f"--backend-config=tensorrt,plugins={library}")
     return shlex.join(arguments)
+
+
+def existing_plugins(library: Path | None) -> Path:
+    """Where the plugins of `tensorrt` engines are; raises RepositoryError."""
+    if library is None or not library.is_file():
+        raise RepositoryError(
+            f"plugin library {library}: not found, and a tensorrt engine cannot be read without "
+            "its plugins; build it (plugins/README.md) and pass --plugin-library"
+        )
+    return library.resolve()
