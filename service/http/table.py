@@ -1,6 +1,6 @@
 """A table of a body, rows or columns alike, as checked columns and packed rows."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +13,9 @@ from model_def.batch import Rows
 from model_def.rows import InvalidFeature, checked_column, rows_from_columns
 from model_def.schema import IdFeature, Layout
 from service.errors import InvalidRequest
+from service.http.refusals import Path, check_range, refused_value
 from service.http.wire import BinaryColumn
 from service.rank import Floats
-
-Path = Callable[[str, int | None], str]
-"""Where a feature's value stands in the body: of a name, and of a row where one is at fault."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ class Table:
             values = checked_column(IdFeature(name=name), column, self.count)
             return values.astype(np.int64, copy=False)
         except InvalidFeature as invalid:
-            raise refusal(invalid, column, self.path) from None
+            raise refused_value(invalid, column, self.path) from None
 
     def item_ids(self) -> NDArray[np.int64]:
         """Ids of the candidates, each once."""
@@ -148,23 +146,7 @@ def checked_rows(
     try:
         return rows_from_columns(layout, columns, count, stamps)
     except InvalidFeature as invalid:
-        raise refusal(invalid, columns.get(invalid.feature, ()), path) from None
-
-
-def refusal(invalid: InvalidFeature, column: Any, path: Path) -> InvalidRequest:
-    """An InvalidFeature as the answer's path, problem and expectation."""
-    expected, _, got = invalid.expected.removeprefix("expected ").partition(", got ")
-    if not got and invalid.row is not None:
-        got = str(column[invalid.row])[:64]
-    where = path(invalid.feature, invalid.row)
-    return InvalidRequest(f"got {got}" if got else expected, path=where, expected=expected)
-
-
-def check_range(value: int, path: str, low: int, high: int, what: str = "") -> None:
-    """Refuse a number outside low..high."""
-    if not low <= value <= high:
-        unit = f" {what}" if what else ""
-        raise InvalidRequest(f"got {value}{unit}", path=path, expected=f"{low} to {high}{unit}")
+        raise refused_value(invalid, columns.get(invalid.feature, ()), path) from None
 
 
 def _column(column: Any, path: str) -> Any:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from model_def.batch import Rows
 from model_def.schema import FeatureSchema
 from service.errors import InvalidRequest
-from service.http.table import Table, check_range, checked_rows, single_row
+from service.http.refusals import check_range, check_time
+from service.http.table import Table, checked_rows, single_row
 from service.rank import RankRequest
 
 LONGEST_LIFELONG = 16384
@@ -127,16 +128,6 @@ def event_hash(event_id: str) -> int:
     """A caller's event id as int64: 8 bytes of BLAKE2b; 0 is reserved."""
     digest = blake2b(event_id.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True) or 1
-
-
-def check_time(time_ms: int, path: str, latest_ms: int) -> None:
-    """Refuse a time before 1970 or further ahead than clocks differ."""
-    if not 0 <= time_ms <= latest_ms:
-        raise InvalidRequest(
-            f"got {time_ms}",
-            path=path,
-            expected=f"milliseconds since 1970, at most {latest_ms} (our clock and allowed skew)",
-        )
 
 
 def _absent(

@@ -9,14 +9,13 @@ MessagePack a numeric column may be `{"dtype": "<f4", "data": bin}`: little-endi
 are used as they lie.
 """
 
-import re
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType, defstruct, field
 
 from model_def.schema import Feature, FeatureSchema, NumberFeature
-from service.errors import InvalidRequest
+from service.http.refusals import refuse_body
 
 BinaryType = Literal["<f2", "<f4", "<f8", "u1", "<i4", "<i8"]
 RequestId = Annotated[str, Meta(min_length=1, max_length=128)]
@@ -161,7 +160,7 @@ class Decoders:
         try:
             return self._decoders[format].decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            refuse(error)
+            refuse_body(error)
 
 
 _PEEK: dict[str, Any] = {
@@ -176,38 +175,7 @@ def peek_scene(body: bytes, format: Formats) -> str | None:
         scene: str | None = _PEEK[format].decode(body).scene
         return scene
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        refuse(error)
-
-
-_WHERE = re.compile(r"^(?P<what>.*?)(?: - at `(?P<path>\$.*)`)?$", re.DOTALL)
-_FIELD = re.compile(r"^Object (?P<how>missing required|contains unknown) field (?P<name>.*)$")
-
-
-def refuse(error: Exception) -> NoReturn:
-    """The decoder's complaint as path, problem and expectation."""
-    if not isinstance(error, msgspec.ValidationError):
-        text = str(error) if isinstance(error, msgspec.DecodeError) else type(error).__name__
-        raise InvalidRequest(
-            text, path="$", expected="one whole JSON or MessagePack document", type="malformed"
-        ) from None
-    where = _WHERE.match(str(error))
-    assert where is not None  # the pattern matches any text
-    what, path = where["what"].replace("`", ""), where["path"] or "$"
-    if named := _FIELD.match(what):
-        missing = named["how"] == "missing required"
-        raise InvalidRequest(
-            "missing" if missing else "unknown field",
-            path=f"{path}.{named['name']}",
-            expected="a value; it is required" if missing else "only fields of the schema",
-            type="missing" if missing else "unknown_field",
-        ) from None
-    expected, _, got = what.removeprefix("Expected ").partition(", got ")
-    raise InvalidRequest(
-        f"got {got}" if got else what,
-        path=path,
-        expected=expected,
-        type="wrong_type" if got else "invalid_value",
-    ) from None
+        refuse_body(error)
 
 
 def number_type(feature: Feature) -> Any:

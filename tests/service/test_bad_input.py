@@ -72,7 +72,7 @@ EVENTS = "POST /v1/events"
 # fmt: off
 CASES = [
     Case("malformed JSON", b'{"user_id": "u",', 422, "malformed", "$", "truncated", "JSON", JSON),
-    Case("not UTF-8", b'{"user_id": "\xff"}', 422, "malformed", "$", "", "JSON", JSON),
+    Case("not UTF-8", b'{"user_id": "\xff"}', 422, "malformed", "$", "not UTF-8", "JSON", JSON),
     Case("NaN in JSON", b'{"user_id": NaN}', 422, "malformed", "$", "invalid char", "JSON", JSON),
     Case("malformed MessagePack", b"\x82\xa1", 422, "malformed", "$", "truncated", "MessagePack", MSGPACK),
     Case("deep nesting", b"[" * 100_000, 422, "wrong_type", "$", "got array", "object", JSON),
@@ -144,7 +144,9 @@ def test_bad_input_is_named(client: httpx.Client, case: Case) -> None:
     response = client.request(method, target, content=content, headers=headers)
     assert response.status_code == case.status, response.text
     error = ErrorAnswer.model_validate_json(response.content).error
-    print(f"\n{case.name:32} -> {response.status_code} {response.text}")  # noqa: T201 - the table
+    sent = "chunks" if callable(case.body) else content[:100]
+    row = f"\n{case.name}\n  {method} {target[:60]} {sent!r}\n  {response.status_code} {response.text}"
+    print(row)  # noqa: T201 - the table
     assert (error.type, error.path) == (case.type, case.path)
     assert case.problem in error.problem
     assert case.expected in (error.expected or "")
