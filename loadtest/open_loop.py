@@ -20,8 +20,8 @@ import numpy as np
 from loadtest.client import Client, Exchange
 from loadtest.outcome import Outcome, Reply
 from loadtest.request import Request
-from loadtest.run import Generator
-from loadtest.samples import Samples
+from loadtest.run import Generator, Latency
+from loadtest.samples import Floats, Samples
 from loadtest.schedule import Schedule
 
 LEAD_S = 0.05
@@ -122,16 +122,16 @@ async def _run(
     return Measured(samples, _verdict(1e3 * lags, spent / elapsed, limits), client.waited)
 
 
-def _verdict(lags_ms: np.ndarray, cpu_share: float, limits: Limits) -> Generator:
-    p99, worst = (
-        (float(np.percentile(lags_ms, 99, method="inverted_cdf")), float(lags_ms.max()))
-        if len(lags_ms)
-        else (0.0, 0.0)
-    )
+def _verdict(lags_ms: Floats, cpu_share: float, limits: Limits) -> Generator:
+    """Whose numbers these are, by the lag of each request."""
+    lag = Latency.of(lags_ms)
+    if lag is None:
+        return Generator("open", 0.0, 0.0, round(cpu_share, 3), None)
     limited = None
-    if p99 > limits.max_lag_ms:
+    if lag.p99 > limits.max_lag_ms:
+        cause = "the generator was too slow" if cpu_share > 0.5 else "the machine was too busy"
         limited = (
-            f"the generator was the bottleneck: it sent {p99:.1f} ms late (p99), "
-            f"{limits.max_lag_ms:g} ms allowed, at {cpu_share:.0%} of a core"
+            f"{cause}: requests went out {lag.p99:.1f} ms late (p99), {limits.max_lag_ms:g} ms "
+            f"allowed, with {cpu_share:.0%} of a core used by the generator"
         )
-    return Generator("open", round(p99, 3), round(worst, 3), round(cpu_share, 3), limited)
+    return Generator("open", lag.p99, lag.max, round(cpu_share, 3), limited)

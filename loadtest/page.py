@@ -92,7 +92,7 @@ def _latency_over_time(run: Run) -> str:
         "seconds since the start",
         "milliseconds",
         (0, run.seconds),
-        _decades(low, max(high, run.goal.p99_ms)),
+        _decades(min(low, run.goal.p99_ms), max(high, run.goal.p99_ms)),
         log_y=True,
     )
     for name in PERCENTILES:
@@ -135,7 +135,7 @@ def _rate_against_p99(run: Run) -> str:
         "requests a second",
         "p99, milliseconds",
         (0, _headroom(max(step.rate_per_s for step, _ in points))),
-        _decades(min(values), max(*values, run.goal.p99_ms)),
+        _decades(min(*values, run.goal.p99_ms), max(*values, run.goal.p99_ms)),
         log_y=True,
     )
     chart.rule(f"goal, {run.goal.p99_ms:g} ms", "goal", y=run.goal.p99_ms)
@@ -172,7 +172,7 @@ def _distribution(run: Run) -> str:
         "percentile",
         "milliseconds",
         (1, last),
-        _decades(min(values), max(*values, run.goal.p99_ms)),
+        _decades(min(*values, run.goal.p99_ms), max(*values, run.goal.p99_ms)),
         log_x=True,
         log_y=True,
         x_ticks=[tick for tick in ticks if tick[0] <= last],

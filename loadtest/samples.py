@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtest.outcome import Outcome, Reply, judge, server_timing
+from loadtest.outcome import SERVED, Outcome, Reply, judge, server_timing
 from loadtest.request import Request
 
 Floats = NDArray[np.float64]
@@ -34,7 +34,7 @@ class Samples:
     def reply(self, request: Request, due_s: float, latency_ms: float, reply: Reply) -> Outcome:
         """Judge and keep an answer that came `latency_ms` after it was due."""
         outcome, reason = judge(request, reply, latency_ms)
-        if outcome in (Outcome.ANSWERED, Outcome.DEGRADED):
+        if outcome in SERVED:
             for stage, taken in server_timing(reply.headers.get("server-timing", "")).items():
                 if stage in self._stages or len(self._stages) < MOST_WORDS:
                     self._stages.setdefault(stage, []).append(taken)

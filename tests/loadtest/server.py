@@ -21,8 +21,9 @@ class Behaviour:
     """What the server does; the defaults answer at once."""
 
     delay_s: float = 0.0
-    stall: tuple[float, float] | None = None
-    """From, until: seconds since the first request in which nothing at all is answered."""
+    stall_at: int = 0
+    """The n-th request; nothing at all is answered for `stall_s` from when it came."""
+    stall_s: float = 0.0
     per_second: float | None = None
     """Rate above which it answers 429 (a bucket of 5 tokens)."""
     degrade_every: int = 0
@@ -45,8 +46,8 @@ class App:
 
     def __init__(self, behaviour: Behaviour):
         self.behaviour = behaviour
-        self._first: float | None = None
         self._count = 0
+        self._stalled_until = 0.0
         self._tokens, self._last = 5.0, monotonic()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -63,16 +64,16 @@ class App:
         await send({"type": "http.response.body", "body": answer})
 
     async def _answer(self, scope: Any, body: bytes) -> tuple[int, list[Any], bytes]:
-        told, now = self.behaviour, monotonic()
+        told = self.behaviour
         told.seen.append(body)
         told.keys |= {value.decode() for name, value in scope["headers"] if name == b"x-api-key"}
         self._count += 1
-        if self._first is None:
-            self._first = now
+        if self._count == told.stall_at:
+            self._stalled_until = monotonic() + told.stall_s
         if told.hang:
             await asyncio.Event().wait()
-        if told.stall and told.stall[0] <= now - self._first < told.stall[1]:
-            await asyncio.sleep(self._first + told.stall[1] - now)
+        while (left := self._stalled_until - monotonic()) > 0:
+            await asyncio.sleep(left)
         await asyncio.sleep(told.delay_s)
         json_type = [(b"content-type", b"application/json")]
         try:
