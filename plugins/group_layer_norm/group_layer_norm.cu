@@ -12,26 +12,24 @@ namespace {
 
 using namespace mtgr;
 
-constexpr int kVectors = 4;  // of 8 elements, a thread
-constexpr int kWarps = 8;    // a block
-constexpr int kMaxDim = kWarps * 32 * kVectors * 8;
+constexpr int kMaxVectors = 4;  // of 8 elements, a thread
+constexpr int kWarpRowDim = 32 * kMaxVectors * 8;  // a warp's longest row
+constexpr int kMaxDim = 8 * kWarpRowDim;
+
+// Threads a row, and a block.
+template <bool kBlockRow>
+constexpr int kRowThreads = kBlockRow ? 256 : 32;
+template <bool kBlockRow>
+constexpr int kBlockThreads = kBlockRow ? 256 : 128;
 
 template <class T>
-__device__ void load8(float (&out)[8], const T* source) {
-  T values[8];
-  for (int i = 0; i < static_cast<int>(sizeof(T)) / 2; ++i)
-    reinterpret_cast<uint4*>(values)[i] = reinterpret_cast<const uint4*>(source)[i];
-#pragma unroll
-  for (int i = 0; i < 8; ++i) out[i] = to_float(values[i]);
-}
+struct alignas(16) Vector {
+  T value[8];
+};
 
 template <class T>
-__device__ void store8(T* target, const float (&in)[8]) {
-  T values[8];
-#pragma unroll
-  for (int i = 0; i < 8; ++i) values[i] = from_float<T>(in[i]);
-  for (int i = 0; i < static_cast<int>(sizeof(T)) / 2; ++i)
-    reinterpret_cast<uint4*>(target)[i] = reinterpret_cast<const uint4*>(values)[i];
+__device__ Vector<T> load(const T* source) {
+  return *reinterpret_cast<const Vector<T>*>(source);
 }
 
 // The sum over the threads of a row; every thread gets it.
@@ -39,7 +37,7 @@ template <bool kBlockRow>
 __device__ float row_sum(float x) {
   for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(~0u, x, step);
   if constexpr (kBlockRow) {
-    __shared__ float part[kWarps];
+    __shared__ float part[kRowThreads<true> / 32];
     __syncthreads();
     if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = x;
     __syncthreads();
@@ -49,66 +47,81 @@ __device__ float row_sum(float x) {
   return x;
 }
 
-template <class T, class P, bool kGated, bool kBlockRow>
-__global__ void __launch_bounds__(kWarps * 32) group_layer_norm(const mtgr_norm_args a) {
-  constexpr int kThreads = kBlockRow ? kWarps * 32 : 32;
-  const int row = kBlockRow ? blockIdx.x : blockIdx.x * kWarps + threadIdx.x / 32;
+template <class T, class P, bool kGated, bool kBlockRow, int kVectors>
+__global__ void __launch_bounds__(kBlockThreads<kBlockRow>)
+    group_layer_norm(const __grid_constant__ mtgr_norm_args a) {
+  constexpr int kThreads = kRowThreads<kBlockRow>, kRows = kBlockThreads<kBlockRow> / kThreads;
+  const int row = blockIdx.x * kRows + threadIdx.x / kThreads;
   if (row >= a.rows) return;
-  const int first = threadIdx.x % kThreads * 8;
-  const T* x = static_cast<const T*>(a.x) + row * a.x_stride;
-  const T* gate = static_cast<const T*>(a.gate) + row * a.gate_stride;
-  const int64_t affine = int64_t{a.group[row]} * a.dim;
-
-  float z[kVectors][8] = {};
-#pragma unroll
-  for (int i = 0; i < kVectors; ++i)
-    if (const int column = first + i * kThreads * 8; column < a.dim) load8(z[i], x + column);
-  if constexpr (kGated) {
+  auto column = [&](int i) { return (threadIdx.x % kThreads + i * kThreads) * 8; };
+  auto load_row = [&](const auto* source, auto (&vectors)[kVectors]) {
 #pragma unroll
     for (int i = 0; i < kVectors; ++i)
-      if (const int column = first + i * kThreads * 8; column < a.dim) {
-        float factor[8];
-        load8(factor, gate + column);
-#pragma unroll
-        for (int j = 0; j < 8; ++j) z[i][j] *= factor[j];
-      }
-  }
+      if (column(i) < a.dim) vectors[i] = load(source + column(i));
+  };
 
-  float sum = 0;
-#pragma unroll
-  for (auto& vector : z)
-#pragma unroll
-    for (float value : vector) sum += value;
-  const float mean = row_sum<kBlockRow>(sum) / a.dim;
-  float squares = 0;
+  Vector<T> x[kVectors] = {}, gate[kVectors] = {};
+  load_row(static_cast<const T*>(a.x) + row * a.x_stride, x);
+  if constexpr (kGated) load_row(static_cast<const T*>(a.gate) + row * a.gate_stride, gate);
+  const int64_t affine = int64_t{__ldg(a.group + row)} * a.dim;
+
+  float z[kVectors][8], sum = 0, squares = 0;
 #pragma unroll
   for (int i = 0; i < kVectors; ++i)
-    if (first + i * kThreads * 8 < a.dim)
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      z[i][j] = to_float(x[i].value[j]) * (kGated ? to_float(gate[i].value[j]) : 1.f);
+      sum += z[i][j];
+    }
+  const float mean = row_sum<kBlockRow>(sum) / a.dim;
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i)
+    if (column(i) < a.dim)
 #pragma unroll
       for (float value : z[i]) squares += (value - mean) * (value - mean);
   const float scale = rsqrtf(row_sum<kBlockRow>(squares) / a.dim + a.eps);
 
+  T* out = static_cast<T*>(a.out) + int64_t{row} * a.dim;
 #pragma unroll
   for (int i = 0; i < kVectors; ++i)
-    if (const int column = first + i * kThreads * 8; column < a.dim) {
-      float weight[8], bias[8];
-      load8(weight, static_cast<const P*>(a.weight) + affine + column);
-      load8(bias, static_cast<const P*>(a.bias) + affine + column);
+    if (column(i) < a.dim) {
+      const auto weight = load(static_cast<const P*>(a.weight) + affine + column(i));
+      const auto bias = load(static_cast<const P*>(a.bias) + affine + column(i));
+      Vector<T> y;
 #pragma unroll
-      for (int j = 0; j < 8; ++j) z[i][j] = (z[i][j] - mean) * scale * weight[j] + bias[j];
-      store8(static_cast<T*>(a.out) + int64_t{row} * a.dim + column, z[i]);
+      for (int j = 0; j < 8; ++j)
+        y.value[j] = from_float<T>((z[i][j] - mean) * scale * to_float(weight.value[j]) +
+                                   to_float(bias.value[j]));
+      *reinterpret_cast<Vector<T>*>(out + column(i)) = y;
     }
+}
+
+template <class T, class P, bool kGated, bool kBlockRow, int kVectors>
+void launch(const mtgr_norm_args& a, cudaStream_t stream) {
+  constexpr int kThreads = kBlockThreads<kBlockRow>, kRows = kThreads / kRowThreads<kBlockRow>;
+  const int blocks = (a.rows + kRows - 1) / kRows;
+  group_layer_norm<T, P, kGated, kBlockRow, kVectors><<<blocks, kThreads, 0, stream>>>(a);
+}
+
+template <class T, class P, bool kGated, bool kBlockRow>
+void launch(const mtgr_norm_args& a, cudaStream_t stream) {
+  constexpr int kColumns = kRowThreads<kBlockRow> * 8;
+  switch ((a.dim + kColumns - 1) / kColumns) {
+    case 1: return launch<T, P, kGated, kBlockRow, 1>(a, stream);
+    case 2: return launch<T, P, kGated, kBlockRow, 2>(a, stream);
+    case 3: return launch<T, P, kGated, kBlockRow, 3>(a, stream);
+    case 4: return launch<T, P, kGated, kBlockRow, 4>(a, stream);
+  }
 }
 
 template <class T, class P>
 void launch(const mtgr_norm_args& a, cudaStream_t stream) {
-  const bool block_row = a.dim > 32 * kVectors * 8;
-  const int blocks = block_row ? a.rows : (a.rows + kWarps - 1) / kWarps;
-  auto* kernel = a.gate ? (block_row ? group_layer_norm<T, P, true, true>
-                                     : group_layer_norm<T, P, true, false>)
-                        : (block_row ? group_layer_norm<T, P, false, true>
-                                     : group_layer_norm<T, P, false, false>);
-  kernel<<<blocks, kWarps * 32, 0, stream>>>(a);
+  if (a.dim <= kWarpRowDim)
+    a.gate ? launch<T, P, true, false>(a, stream)
+           : launch<T, P, false, false>(a, stream);
+  else
+    a.gate ? launch<T, P, true, true>(a, stream)
+           : launch<T, P, false, true>(a, stream);
 }
 
 template <class T>

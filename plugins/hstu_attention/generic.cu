@@ -26,7 +26,7 @@ struct Tile {
 
 __device__ bool find_tile(const Problem& p, int position, Tile& tile) {
   for (int segment = p.first_query_segment; segment < kSegments; ++segment) {
-    const int request = find_request(p.batch, position, [&](int b) {
+    const int request = find_stretch(p.batch, position, [&](int b) {
       return ceil_div(request_rows(p, segment, b).size(), kTileM);
     });
     if (request < p.batch) {

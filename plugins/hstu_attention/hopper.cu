@@ -21,16 +21,19 @@ __global__ void __launch_bounds__(kThreads, 1)
   extern __shared__ __align__(1024) unsigned char raw[];
   Shared& shared = *reinterpret_cast<Shared*>(raw);
   if (threadIdx.x == 0) shared.init();
+  if (threadIdx.x < 32) prefetch_offsets(p);
   __syncthreads();
 
   const int warpgroup = threadIdx.x / 128;
   if (warpgroup == 0) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
     switch (threadIdx.x / 32) {
-      case 0: load_tiles(p, maps, shared); break;
-      case 1: clear_tails(p, shared); break;
-      case 2: schedule(p, shared); break;
-      case 3: zero_padding<T>(p, p.heads * kDim, blockIdx.x * 32 + threadIdx.x % 32, gridDim.x * 32);
+      case 0: schedule(p, shared); break;
+      case 1: load_keys(p, maps, shared); break;
+      case 2: load_queries(maps, shared); break;
+      case 3:
+        clear_tails(shared);
+        zero_padding<T>(p, p.heads * kDim, blockIdx.x * 32 + threadIdx.x % 32, gridDim.x * 32);
     }
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
@@ -47,20 +50,30 @@ cudaError_t launch(const Problem& p, mtgr_dtype dtype, int blocks, void* partial
   auto* kernel = attention_hopper<T>;
   error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Shared));
   if (error != cudaSuccess) return error;
-  kernel<<<blocks, kThreads, sizeof(Shared), stream>>>(p, maps, static_cast<float4*>(partials),
-                                                       static_cast<int*>(counters));
-  return cudaGetLastError();
+  // Blocks wait for each other's partial sums: a cooperative launch promises that all run at once.
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeCooperative;
+  attribute.val.cooperative = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = blocks;
+  config.blockDim = kThreads;
+  config.dynamicSmemBytes = sizeof(Shared);
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, kernel, p, maps, static_cast<float4*>(partials),
+                            static_cast<int*>(counters));
 }
 
 }  // namespace
 }  // namespace hopper
 
 size_t hopper_partial_bytes(int blocks) {
-  return size_t(blocks) * 2 * hopper::kTileM * hopper::kDim * sizeof(float);
+  return size_t(blocks) * hopper::kMaxRounds * 2 * hopper::kTileM * hopper::kDim * sizeof(float);
 }
 
 size_t hopper_counter_bytes(int blocks) {
-  return size_t(blocks) * hopper::kConsumers * sizeof(int);
+  return size_t(blocks) * hopper::kMaxRounds * hopper::kConsumers * sizeof(int);
 }
 
 cudaError_t launch_hopper(const Problem& problem, mtgr_dtype dtype, int blocks, void* partials,

@@ -18,10 +18,22 @@ class Consumer {
 
   __device__ void run() {
     WorkList list{shared_};
-    for (Work work = list.next(); work.rows > 0; work = list.next()) {
-      begin(work);
-      attend(work);
-      if (combine(work)) store(work);
+    for (; list.wait_next(); list.done()) {
+      const Work& work = list.current();
+      if (work.rows > index_ * 64) {
+        begin(work);
+        wait_query();
+        attend(work);
+        release(&shared_.query_empty[index_]);
+        if (work.parts == 1)
+          store<true>(work, kAllGroups);
+        else if (const int owned = combine(work))
+          store<false>(work, owned);
+      } else {  // all of the tile's rows belong to the other consumer
+        wait_query();
+        for (int unit = work.unit_begin; unit < work.unit_end; ++unit) skip();
+        release(&shared_.query_empty[index_]);
+      }
     }
   }
 
@@ -36,6 +48,11 @@ class Consumer {
     if (lane() == 0) arrive(barrier);
   }
 
+  __device__ void wait_query() {
+    wait(&shared_.query_full[index_], query_parity_);
+    query_parity_ ^= 1;
+  }
+
   __device__ void begin(const Work& work) {
     const int32_t* visible = work.segment == kRealtime ? p_.rt_visible : p_.candidate_visible;
     for (int i = 0; i < 2; ++i)
@@ -44,33 +61,33 @@ class Consumer {
                      : 0;
 #pragma unroll
     for (float& x : out_) x = 0.f;
-    wait(&shared_.query_full, query_parity_);
-    query_parity_ ^= 1;
   }
 
-  // Issues S = Q K^T for the K tile in `slot`.
-  __device__ void issue_scores(int slot) {
-    wait(&shared_.full[slot], ring_.parity);
-    const uint64_t q = descriptor(shared_.query + index_ * 64 * 128, 0);
-    const uint64_t k = descriptor(shared_.slot[slot], 0);
+  __device__ void wait_slot(const Ring<kSlots>& ring) {
+    wait(&shared_.full[ring.slot], ring.parity);
+  }
+
+  // Issues S = Q K^T for the K tile at ring_.
+  __device__ void issue_scores() {
+    wait_slot(ring_);
+    const uint64_t q = descriptor(shared_.query[index_], 0);
+    const uint64_t k = descriptor(shared_.slot[ring_.slot], 0);
     products_begin();
 #pragma unroll
     for (int step = 0; step < kDim / 16; ++step) {
-      const int chunk = step / 4, inside = step % 4 * 32;
-      product_qk<T>(s_, q + ((chunk * kTileM * 128 + inside) >> 4),
-                    k + ((chunk * kTileN * 128 + inside) >> 4), step > 0);
+      const int offset = step / 4 * (kSlotBytes / kChunks) + step % 4 * 32;
+      product_qk<T>(s_, q + (offset >> 4), k + (offset >> 4), step > 0);
     }
     products_commit();
   }
 
-  // Issues out += P V for the V tile at `value`; P is s_ rounded to 16 bits.
-  __device__ void issue_sum(const Ring<kSlots>& value, const uint32_t (&weights)[16]) {
-    wait(&shared_.full[value.slot], value.parity);
-    const uint64_t v = descriptor(shared_.slot[value.slot], kTileN * 128);
+  // Issues out += P V for the V tile in `slot`.
+  __device__ void issue_sum(int slot, const uint32_t (&weights)[16]) {
+    const uint64_t v = descriptor(shared_.slot[slot], kSlotBytes / kChunks);
     products_begin();
 #pragma unroll
     for (int step = 0; step < kTileN / 16; ++step)
-      product_pv<T>(out_, weights + 4 * step, v + (step * 16 * 128 >> 4));
+      product_pv<T>(out_, weights + 4 * step, v + (step * 16 * kChunk * 2 >> 4));
     products_commit();
   }
 
@@ -89,14 +106,15 @@ class Consumer {
       }
   }
 
-  __device__ void activate(const Work& work, int unit) {
-    const int rt_key = (unit - work.static_units()) * kTileN;
-    if (rt_key < 0) {
-      const int count = work.static_keys - unit * kTileN;
-      activate(count, count, -1, -1);
-    } else {
-      const int diagonal = work.segment == kRealtime ? work.request_row - rt_key : INT32_MIN / 2;
-      activate(seen_[0] - rt_key, seen_[1] - rt_key, diagonal + row(0), diagonal + row(1));
+  __device__ void activate(const Work& work, const Keys& keys) {
+    if (keys.kind == Keys::kFixed)
+      activate(keys.count, keys.count, -1, -1);
+    else if (keys.kind == Keys::kSelf)
+      activate(0, 0, row(0) - keys.first, row(1) - keys.first);
+    else {
+      const int diagonal =
+          work.segment == kRealtime ? work.request_row - keys.first : -2 * kTileM - kTileN;
+      activate(seen_[0] - keys.first, seen_[1] - keys.first, diagonal + row(0), diagonal + row(1));
     }
   }
 
@@ -105,125 +123,139 @@ class Consumer {
     for (int i = 0; i < 16; ++i) weights[i] = pack2<T>(s_[2 * i], s_[2 * i + 1]);
   }
 
-  // Adds all units of this piece of work to out_.
+  // Adds all units of this piece of work to out_, pipelined: the scores of a unit are under way
+  // before the sum of the last one, and SiLU runs under that sum.
   __device__ void attend(const Work& work) {
-    const int ranged_end = min(work.unit_end, work.ranged_units());
+    // Of the two self units, this consumer passes by the other's.
+    const int other = work.ranged_units() + 1 - index_, end = work.unit_end;
+    int unit = work.unit_begin;
+    if (unit == other) skip(), ++unit;
+    if (unit == end) return;
     uint32_t weights[16];
-    if (work.unit_begin < ranged_end) {
-      issue_scores(ring_.slot);
-      products_wait<0>();
-      release(&shared_.empty[ring_.slot]);
+    issue_scores();
+    products_wait<0>();
+    release_slot();
+    activate(work, Keys(work, unit));
+    while (true) {
+      pack(weights);
+      const Ring<kSlots> value = ring_;
       ring_.advance();
-      activate(work, work.unit_begin);
-      for (int unit = work.unit_begin + 1; unit < ranged_end; ++unit) {
-        pack(weights);
-        const Ring<kSlots> value = ring_;
-        ring_.advance();
-        issue_scores(ring_.slot);
-        issue_sum(value, weights);
-        products_wait<1>();
-        release(&shared_.empty[ring_.slot]);
-        ring_.advance();
-        activate(work, unit);
+      if (++unit == other && unit < end) skip(), ++unit;
+      if (unit == end) {
+        wait_slot(value);
+        issue_sum(value.slot, weights);
         products_wait<0>();
         release(&shared_.empty[value.slot]);
+        return;
       }
-      pack(weights);
-      issue_sum(ring_, weights);
+      issue_scores();
+      wait_slot(value);
+      issue_sum(value.slot, weights);
+      products_wait<1>();
+      release_slot();
+      activate(work, Keys(work, unit));
       products_wait<0>();
-      release(&shared_.empty[ring_.slot]);
-      ring_.advance();
-    }
-    for (int unit = max(work.unit_begin, work.ranged_units()); unit < work.unit_end; ++unit)
-      attend_self(unit - work.ranged_units() == index_, weights);
-    release(&shared_.query_empty);
-  }
-
-  // Candidates: each row's own key, in the tile of keys that are the warpgroup's own rows.
-  __device__ void attend_self(bool own, uint32_t (&weights)[16]) {
-    if (own) {
-      issue_scores(ring_.slot);
-      products_wait<0>();
-      activate(0, 0, row(0) - index_ * 64, row(1) - index_ * 64);
-      pack(weights);
-    } else {
-      // A slot may be released only once it is full: earlier arrivals would count for its last use.
-      wait(&shared_.full[ring_.slot], ring_.parity);
-    }
-    release(&shared_.empty[ring_.slot]);
-    ring_.advance();
-    if (own) {
-      issue_sum(ring_, weights);
-      products_wait<0>();
-    } else {
-      wait(&shared_.full[ring_.slot], ring_.parity);
-    }
-    release(&shared_.empty[ring_.slot]);
-    ring_.advance();
-  }
-
-  // Adds the partial sums of a tile shared by several blocks, in the order of the parts, so that
-  // results do not depend on who comes last. True for whoever holds the whole sum.
-  __device__ bool combine(const Work& work) {
-    const int parts = work.last_part - work.first_part + 1;
-    if (parts == 1) return true;
-    const int own = blockIdx.x - work.first_part;
-    // A block's first partial tile began in an earlier block, its second one begins in it.
-    auto partial = [&](int part) {
-      const int place = 2 * (work.first_part + part) + (part == 0);
-      return partials_ + (place * kConsumers + index_) * (64 * kDim / 4) + thread();
-    };
-    float4* mine = partial(own);
-#pragma unroll
-    for (int j = 0; j < 32; ++j)
-      __stcg(mine + j * 128,
-             make_float4(out_[4 * j], out_[4 * j + 1], out_[4 * j + 2], out_[4 * j + 3]));
-    __threadfence();
-    named_barrier(1 + index_, 128);
-    int* counter = counters_ + work.first_part * kConsumers + index_;
-    if (thread() == 0) shared_.arrival[index_] = atomicAdd(counter, 1);
-    named_barrier(1 + index_, 128);
-    if (shared_.arrival[index_] != parts - 1) return false;
-    __threadfence();
-    if (thread() == 0) *counter = 0;
-
-    constexpr int kGroup = 8;
-#pragma unroll
-    for (int group = 0; group < 32; group += kGroup) {
-      float before[4 * kGroup] = {};
-      for (int part = 0; part < own; ++part) add<kGroup>(before, partial(part) + group * 128);
-#pragma unroll
-      for (int i = 0; i < 4 * kGroup; ++i) out_[4 * group + i] += before[i];
-      for (int part = own + 1; part < parts; ++part)
-        add<kGroup>(out_ + 4 * group, partial(part) + group * 128);
-    }
-    return true;
-  }
-
-  template <int kGroup>
-  __device__ static void add(float* sum, const float4* terms) {
-    float4 x[kGroup];
-#pragma unroll
-    for (int j = 0; j < kGroup; ++j) x[j] = __ldcg(terms + j * 128);
-#pragma unroll
-    for (int j = 0; j < kGroup; ++j) {
-      sum[4 * j] += x[j].x;
-      sum[4 * j + 1] += x[j].y;
-      sum[4 * j + 2] += x[j].z;
-      sum[4 * j + 3] += x[j].w;
+      release(&shared_.empty[value.slot]);
     }
   }
 
-  // Scales, rounds and stores the valid rows. The four lanes of a row exchange their pairs of
-  // columns, so that each stores 16 contiguous bytes.
-  __device__ void store(const Work& work) {
-    const int c = lane() % 4;
-#pragma unroll
+  // Passes by a unit of the other consumer. A slot may be released only once it is full: an earlier
+  // arrival would count for its last use.
+  __device__ void skip() {
     for (int i = 0; i < 2; ++i) {
-      T* out = static_cast<T*>(p_.out) +
-               (int64_t{work.query_row + row(i)} * p_.heads + work.head) * kDim;
+      wait_slot(ring_);
+      release_slot();
+    }
+  }
+
+  __device__ void release_slot() {
+    release(&shared_.empty[ring_.slot]);
+    ring_.advance();
+  }
+
+  // The 256 columns are shared by the owners of a tile in groups of 32; a set of them is a mask.
+  static constexpr int kGroups = 8;
+  static constexpr int kAllGroups = (1 << kGroups) - 1;
+
+  // Where a part of the tile leaves its partial sums. A block's first partial tile began in an
+  // earlier block, its second one begins in it.
+  __device__ float4* partial(const Work& work, int part) const {
+    const int place = 2 * (work.first_part + part) + (part == 0);
+    return partials_ + (place * kConsumers + index_) * (64 * kDim / 4) + thread();
+  }
+
+  // Exchanges partial sums with the other parts of the tile. Each owner adds those of its columns to
+  // its own, in the order of the parts, so that results never depend on timing. Returns the groups
+  // that this consumer now holds whole.
+  __device__ int combine(const Work& work) {
+    int owned = 0;
+    for (int group = 0; group < kGroups; ++group)
+      owned |= (group * work.owners / kGroups == work.part) << group;
+    // The low half of the counter counts parts that have written their sums (all but an only
+    // owner), the high half owners that have read them.
+    int* counter = counters_ + work.first_part * kConsumers + index_;
+    const int writers = work.parts - (work.owners == 1), readers = min(work.owners, kGroups);
+    if (owned != kAllGroups) {
+      float4* mine = partial(work, work.part);
 #pragma unroll
-      for (int group = 0; group < 8; ++group) {
+      for (int j = 0; j < 32; ++j)
+        if ((owned >> j / 4 & 1) == 0)
+          __stcg(mine + j * 128,
+                 make_float4(out_[4 * j], out_[4 * j + 1], out_[4 * j + 2], out_[4 * j + 3]));
+      named_barrier(1 + index_, 128);
+      if (thread() == 0) add_release(counter, 1);
+    }
+    if (owned == 0) return 0;
+    if (thread() == 0)
+      while ((load_acquire(counter) & 0xffff) != writers) continue;
+    named_barrier(1 + index_, 128);
+    for (int part = 0; part < work.parts; ++part)
+      if (part != work.part) add(partial(work, part), owned);
+    named_barrier(1 + index_, 128);
+    if (thread() == 0 && atomicAdd(counter, 1 << 16) >> 16 == readers - 1) *counter = 0;
+    return owned;
+  }
+
+  __device__ static void add_release(int* address, int value) {
+    asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
+  }
+
+  __device__ static int load_acquire(const int* address) {
+    int value;
+    asm volatile("ld.acquire.gpu.global.b32 %0, [%1];" : "=r"(value) : "l"(address) : "memory");
+    return value;
+  }
+
+  __device__ void add(const float4* terms, int groups) {
+    constexpr int kAhead = 16;  // loads in flight
+#pragma unroll
+    for (int base = 0; base < 32; base += kAhead) {
+      float4 term[kAhead];
+#pragma unroll
+      for (int j = 0; j < kAhead; ++j)
+        term[j] = groups >> (base + j) / 4 & 1 ? __ldcg(terms + (base + j) * 128) : float4{};
+#pragma unroll
+      for (int j = 0; j < kAhead; ++j) {
+        float* sum = out_ + 4 * (base + j);
+        sum[0] += term[j].x, sum[1] += term[j].y, sum[2] += term[j].z, sum[3] += term[j].w;
+      }
+    }
+  }
+
+  // Scales, rounds and stores the valid rows of some column groups, known at compile time if all.
+  // The four lanes of a row exchange their pairs of columns, so that each stores 16 contiguous bytes.
+  template <bool kAll>
+  __device__ void store(const Work& work, int groups) {
+    const int c = lane() % 4;
+    T* out = static_cast<T*>(p_.out) +
+             (int64_t{work.query_row + row(0)} * p_.heads + work.head) * kDim + c * 8;
+    const int64_t eight_rows = int64_t{8} * p_.heads * kDim;
+    const bool valid[2] = {row(0) < work.rows, row(1) < work.rows};
+#pragma unroll
+    for (int group = 0; group < kGroups; ++group) {
+      if (!kAll && (groups >> group & 1) == 0) continue;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
         uint32_t x[4];
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
@@ -234,8 +266,9 @@ class Consumer {
         exchange(x[2], x[3], 1, c & 1);
         exchange(x[0], x[2], 2, c & 2);
         exchange(x[1], x[3], 2, c & 2);
-        if (row(i) < work.rows)
-          *reinterpret_cast<uint4*>(out + (group * 4 + c) * 8) = uint4{x[0], x[1], x[2], x[3]};
+        if (valid[i])
+          *reinterpret_cast<uint4*>(out + i * eight_rows + group * 32) =
+              uint4{x[0], x[1], x[2], x[3]};
       }
     }
   }

@@ -22,19 +22,29 @@ __device__ inline void schedule(const Problem& p, Shared& shared) {
   push(Work{});
 }
 
-// Copies the queries of each piece of work, and K and V of each unit in turn.
-__device__ inline void load_tiles(const Problem& p, const Maps& maps, Shared& shared) {
+// Copies the queries of each piece of work, 64 rows for each consumer.
+__device__ inline void load_queries(const Maps& maps, Shared& shared) {
+  WorkList list{shared};
+  uint32_t parity = 0;
+  for (; list.wait_next(); list.done(), parity ^= 1) {
+    if (threadIdx.x % 32 != 0) continue;
+    const Work& work = list.current();
+    for (int i = 0; i < kConsumers; ++i) {
+      wait(&shared.query_empty[i], parity ^ 1);
+      arrive_expecting(&shared.query_full[i], kSlotBytes);
+      copy_box(shared.query[i], &maps.q, work.query_row + i * kTileN, work.head,
+               &shared.query_full[i]);
+    }
+  }
+}
+
+// Copies K and V of each unit in turn.
+__device__ inline void load_keys(const Problem& p, const Maps& maps, Shared& shared) {
   WorkList list{shared};
   Ring<kSlots> ring;
-  uint32_t query_parity = 0;
-  const bool leader = threadIdx.x % 32 == 0;
-  for (Work work = list.next(); work.rows > 0; work = list.next()) {
-    if (!leader) continue;
-    wait(&shared.query_empty, query_parity ^ 1);
-    arrive_expecting(&shared.query_full, kQueryBytes);
-    copy_box(shared.query, &maps.q, work.query_row, work.head, &shared.query_full);
-    query_parity ^= 1;
-
+  for (; list.wait_next(); list.done()) {
+    if (threadIdx.x % 32 != 0) continue;
+    const Work& work = list.current();
     const int kv_head = work.head / (p.heads / p.kv_heads);
     auto load = [&](const CUtensorMap& map, int row, uint64_t* barrier) {
       wait(&shared.empty[ring.slot], ring.parity ^ 1);
@@ -43,9 +53,11 @@ __device__ inline void load_tiles(const Problem& p, const Maps& maps, Shared& sh
       ring.advance();
     };
     for (int unit = work.unit_begin; unit < work.unit_end; ++unit) {
-      const Keys keys(p, work, unit);
-      load(keys.fixed ? maps.static_k : maps.recent_k, keys.row, shared.full);
-      load(keys.fixed ? maps.static_v : maps.recent_v, keys.row,
+      const Keys keys(work, unit);
+      const bool fixed = keys.kind == Keys::kFixed;
+      const int row = keys.row(p, work);
+      load(fixed ? maps.static_k : maps.recent_k, row, shared.full);
+      load(fixed ? maps.static_v : maps.recent_v, row,
            keys.count < kTileN ? shared.landed : shared.full);
     }
   }
@@ -53,27 +65,29 @@ __device__ inline void load_tiles(const Problem& p, const Maps& maps, Shared& sh
 
 // Zeroes the rows of a V tile that belong to no key of the request, whatever the copy found there:
 // their weights are zero, but zero times NaN is not.
-__device__ inline void clear_tails(const Problem& p, Shared& shared) {
+__device__ inline void clear_tails(Shared& shared) {
   WorkList list{shared};
   Ring<kSlots> ring;
   uint32_t parities = 0;  // of shared.landed, one bit a slot
-  for (Work work = list.next(); work.rows > 0; work = list.next())
+  for (; list.wait_next(); list.done()) {
+    const Work& work = list.current();
     for (int unit = work.unit_begin; unit < work.unit_end; ++unit, ring.advance()) {
       ring.advance();  // past K
-      const Keys keys(p, work, unit);
+      const Keys keys(work, unit);
       if (keys.count == kTileN) continue;
       wait(&shared.landed[ring.slot], parities >> ring.slot & 1);
       parities ^= 1u << ring.slot;
-      const int bytes = (kTileN - keys.count) * kChunk * 2;  // the end of each column chunk
-      for (int chunk = 0; chunk < kChunks; ++chunk) {
-        unsigned char* end = shared.slot[ring.slot] + (chunk + 1) * (kSlotBytes / kChunks);
-        for (int i = 16 * (threadIdx.x % 32); i < bytes; i += 16 * 32)
-          *reinterpret_cast<uint4*>(end - bytes + i) = uint4{0, 0, 0, 0};
+      const int lane = threadIdx.x % 32;
+      for (int row = keys.count; row < kTileN; ++row) {
+        unsigned char* vector = shared.slot[ring.slot] + lane / 8 * (kSlotBytes / kChunks) +
+                                row * kChunk * 2 + lane % 8 * 16;
+        *reinterpret_cast<uint4*>(vector) = uint4{0, 0, 0, 0};
       }
       fence_async_proxy();
       __syncwarp();
-      if (threadIdx.x % 32 == 0) arrive(&shared.full[ring.slot]);
+      if (lane == 0) arrive(&shared.full[ring.slot]);
     }
+  }
 }
 
 }  // namespace mtgr::hopper

@@ -43,18 +43,27 @@ __host__ __device__ constexpr int ceil_div(int a, int b) { return (a + b - 1) / 
 
 // The rows of one request in one segment, clamped so that bad offsets stay inside the segment.
 __device__ inline Range request_rows(const Problem& p, int segment, int request) {
-  const int begin = min(max(p.offsets[segment][request], 0), p.rows[segment]);
-  return {begin, min(max(p.offsets[segment][request + 1], begin), p.rows[segment])};
+  const int32_t* offsets = p.offsets[segment] + request;
+  const int begin = min(max(__ldg(offsets), 0), p.rows[segment]);
+  return {begin, min(max(__ldg(offsets + 1), begin), p.rows[segment])};
 }
 
-// Warp-collective: the request whose share of a running total holds `position`, where request b has
-// count(b); `position` becomes relative to that share. Past the end: returns `batch`, and position
-// has the whole total subtracted.
+// Warp-collective: starts to bring the offsets of the first requests close.
+__device__ inline void prefetch_offsets(const Problem& p) {
+  const int request = min(static_cast<int>(threadIdx.x % 32), p.batch);
+#pragma unroll
+  for (int s = 0; s < kSegments; ++s)
+    asm volatile("prefetch.global.L1 [%0];" ::"l"(p.offsets[s] + request));
+}
+
+// Warp-collective: in a row of `size` neighbouring stretches, the i-th count(i) long, the stretch
+// that holds `position`; `position` becomes relative to its start. Past the end: returns `size`, and
+// the whole length is subtracted from position.
 template <class Count>
-__device__ int find_request(int batch, int& position, Count count) {
+__device__ int find_stretch(int size, int& position, Count count) {
   const int lane = threadIdx.x % 32;
-  for (int base = 0; base < batch; base += 32) {
-    const int own = base + lane < batch ? count(base + lane) : 0;
+  for (int base = 0; base < size; base += 32) {
+    const int own = base + lane < size ? count(base + lane) : 0;
     int sum = own;
     for (int step = 1; step < 32; step *= 2) {
       const int left = __shfl_up_sync(~0u, sum, step);
@@ -68,7 +77,7 @@ __device__ int find_request(int batch, int& position, Count count) {
     }
     position -= total;
   }
-  return batch;
+  return size;
 }
 
 // Rows after the last request of each query segment are written as zero, whatever lies in them.
