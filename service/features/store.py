@@ -4,6 +4,7 @@ Reading never fails: a part that is absent, unreadable or out of reach becomes i
 named. Writing raises DependencyFailed unless Redis has acknowledged it.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any, cast
@@ -35,12 +36,30 @@ KEPT_TIMES_CAP = 4
 def connect(url: str, connections: int) -> "Redis":
     """A client of `url` (redis://, rediss:// or unix://) with a bounded pool.
 
-    One retry, at once, for a connection that went stale; waiting is the deadline's business.
+    One retry, at once, for a connection that went stale; waiting is the deadline's business. A
+    new connection is one round trip: a request that needs one pays for it.
     """
     pool = BlockingConnectionPool.from_url(
-        url, max_connections=connections, timeout=None, retry=Retry(NoBackoff(), 1)
+        url,
+        max_connections=connections,
+        timeout=None,
+        retry=Retry(NoBackoff(), 1),
+        protocol=2,
+        driver_info=None,
     )
     return Redis.from_pool(pool)
+
+
+async def connect_ahead(redis: "Redis", count: int, deadline: Deadline) -> bool:
+    """Open connections before the first requests need them; whether Redis answered on all."""
+    try:
+        async with deadline.bound("redis"):
+            answers = await asyncio.gather(
+                *[redis.ping() for _ in range(count)], return_exceptions=True
+            )
+    except DependencyFailed:
+        return False
+    return not any(isinstance(answer, BaseException) for answer in answers)
 
 
 def key(schema: FeatureSchema, part: str, name: str | int) -> str:

@@ -12,8 +12,9 @@ from model_def.batch import PackedBatch
 from model_def.schema import FeatureSchema
 from service.admission import Admission
 from service.backends.switching import Switcher
-from service.deadline import Stages
+from service.deadline import Deadline, Stages
 from service.errors import NotReady, NotServing
+from service.features.store import connect_ahead
 from service.http.validate import Limits
 from service.metrics import Metrics
 from service.rank import RankedItems
@@ -21,6 +22,9 @@ from service.scenes import Scene, Scenes, Served, warm_up
 from service.settings import Settings
 
 log = logging.getLogger("mtgr")
+
+CONNECTIONS_AHEAD = 8
+"""Opened to Redis before the first request."""
 
 RETRY_S = 1.0
 """Between two attempts to start an engine that lies beyond this process."""
@@ -73,6 +77,10 @@ class Gateway:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Load the engines in the background while the block serves; close everything after."""
+        connections = min(CONNECTIONS_AHEAD, self.settings.redis_connections)
+        patience = Deadline.after(self.settings.redis_write_timeout_ms / 1e3)
+        if not await connect_ahead(self._redis, connections, patience):
+            log.warning("Redis does not answer; users are ranked as strangers until it does")
         tasks = [asyncio.create_task(self._keep(s)) for s in self.scenes.served.values()]
         try:
             yield

@@ -219,3 +219,14 @@ def test_without_redis_the_model_ranks_a_stranger(
     assert write.status_code == 503
     assert write.headers["retry-after"] == "1"
     assert write.json()["error"]["type"] == "dependency_failed"
+
+
+def test_a_gateway_starts_without_redis_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Ready, ranking everyone as a stranger, with one line that tells why."""
+    nowhere = settings(f"unix://{tmp_path / 'nobody.sock'}")
+    with running(nowhere, opener(SCHEMA)) as client:
+        answer = rank(client)
+    assert (answer["ranked_by"], answer["reason"]) == ("model", "features_unavailable")
+    assert any("Redis does not answer" in message for message in caplog.messages)
