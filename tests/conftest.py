@@ -10,6 +10,9 @@ from hypothesis import settings
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
+# Threads of numerical libraries that wait by spinning slow a busy machine down many times over.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("MTGR_SHARED", ROOT.parent / "shared"))
 

@@ -12,6 +12,8 @@ from model_def.data.simulator import (
     DAY_MS,
     HOME,
     HOUR_MS,
+    HOUR_SHARES,
+    HOURS,
     ORDER,
     SCHEMA,
     Floats,
@@ -23,6 +25,9 @@ from model_def.rows import rows_from_columns
 
 PRIOR_PRICE, PRIOR_ORDERS = 25.0, 4.0
 """The usual price of a user without orders, and how many orders that guess is worth."""
+
+PAST_DAYS, PAST_VISITS, CLICKS_A_VISIT = 60, 18.0, 2
+"""How long ago the past begins, visits in it of a user of activity 1, and clicks in each."""
 
 PRIOR_CLICKS = 6.0
 """The same for the share of clicks by category."""
@@ -62,6 +67,8 @@ class Past:
         self.orders = np.zeros((market.users, market.items))
         self.clicks = np.zeros((market.users, CUISINES + 1))
         self.spent = np.zeros(market.users)
+        self.hourly = np.ones((CUISINES + 1, 24))
+        """Clicks of everyone before the simulation began, by category and hour, and a prior."""
         self.snapshot_ms = start_ms
         self._next_event = 0
         rng = np.random.default_rng((seed, 1))
@@ -70,23 +77,27 @@ class Past:
         self.snapshot(start_ms)
         self.popularity: Floats = self.orders.sum(0)
         """Orders of each item before the simulation began."""
+        expected = self.hourly.sum(1, keepdims=True) * self.hourly.sum(0) / self.hourly.sum()
+        self.at_hour: Floats = np.log(self.hourly / expected)
 
     def _live(self, user: int, end_ms: int, rng: np.random.Generator) -> None:
         """A past of the last 60 days: clicks and orders by the same tastes, without sessions."""
         market, none = self.market, np.zeros(CUISINES + 1)
-        items = np.arange(market.items)
-        noon = end_ms // DAY_MS * DAY_MS + 12 * HOUR_MS
-        here = Situation(user, noon, HOME, none, 0.0)
-        ctr, order = market.probabilities(here, items, self.orders[user])
-        count = int(min(400, rng.poisson(36 * market.activity[user])))
-        times = np.sort(rng.integers(end_ms - 60 * DAY_MS, end_ms, count)).tolist()
-        odds = ctr / (1 - ctr)
-        chosen = rng.choice(market.items, count, p=odds / odds.sum())
-        ordered = rng.random(count) < order[chosen]
-        for item, is_order, time_ms in zip(chosen.tolist(), ordered.tolist(), times, strict=True):
-            self.act(user, item, CLICK, time_ms)
-            if is_order:
-                self.act(user, item, ORDER, time_ms)
+        items, midnight = np.arange(market.items), end_ms // DAY_MS * DAY_MS
+        visits = int(min(200, 1 + rng.poisson(PAST_VISITS * market.activity[user])))
+        days = np.sort(rng.integers(1, PAST_DAYS + 1, visits))[::-1]
+        hours = rng.choice(HOURS, visits, p=HOUR_SHARES)
+        for day, hour in zip(days.tolist(), hours.tolist(), strict=True):
+            at_ms = midnight - day * DAY_MS + hour * HOUR_MS + int(rng.integers(0, HOUR_MS))
+            here = Situation(user, at_ms, HOME, none, 0.0)
+            ctr, order = market.probabilities(here, items, self.orders[user])
+            odds = ctr / (1 - ctr)
+            chosen = rng.choice(market.items, CLICKS_A_VISIT, p=odds / odds.sum())
+            self.hourly[market.category[chosen], hour] += 1
+            for item in chosen.tolist():
+                self.act(user, item, CLICK, at_ms)
+                if rng.random() < order[item]:
+                    self.act(user, item, ORDER, at_ms)
 
     def act(self, user: int, item: int, action: int, time_ms: int) -> None:
         """A user clicks or orders."""
@@ -133,6 +144,7 @@ class Past:
             "price_ratio": market.price[items] / self.usual_price(user),
             "category_share": share[market.category[items]],
             "orders_at_item": self.orders[user, items],
+            "category_at_hour": self.at_hour[market.category[items], situation.hour],
         }
 
     def item_columns(self, items: Ints) -> dict[str, Floats | Ints]:

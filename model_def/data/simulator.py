@@ -42,6 +42,10 @@ FAVOURITES = 3
 CITY_KM = 10.0
 FIRST_ITEM_ID = 10_000
 
+HOURS = (7, 8, 11, 12, 13, 15, 17, 18, 19, 20, 21, 22)
+HOUR_SHARES = np.array([5, 6, 10, 16, 9, 5, 7, 12, 13, 9, 5, 3]) / 100
+"""Hours at which sessions begin, and their shares."""
+
 
 def _category(name: str, size: int) -> CategoryFeature:
     return CategoryFeature(name=name, size=size)
@@ -79,11 +83,13 @@ SCHEMA = FeatureSchema(
         NumberFeature(name="price_ratio", transform=Standardize(mean=1.0, std=0.5)),
         NumberFeature(name="category_share", transform=Standardize(mean=0.1, std=0.12)),
         _log("orders_at_item"),
+        NumberFeature(name="category_at_hour", transform=Standardize(mean=0.0, std=0.7)),
     ),
     context=(_category("hour", 24), _category("weekday", 7), _category("place", 3)),
 )
 """Cross features are of the user's past up to the snapshot: `price_ratio` to the user's usual
-price, `category_share` of the user's clicks that went to the item's category."""
+price, `category_share` of the user's clicks that went to the item's category, `category_at_hour`
+the log of how much more often than on average the category is clicked at this hour, by everyone."""
 
 
 @dataclass(frozen=True)
@@ -168,14 +174,14 @@ class Marketplace:
         familiar = np.log1p(orders_at_item)
         craving = np.minimum(situation.craving[category], 2.0)
         click = (
-            -1.7
+            -0.6
             + 0.9 * self.taste[user, category]
             + 0.45 * self.quality[items]
-            - near_matters * distance / 2
+            - near_matters * 2.2 * np.log1p(distance)
             - price_matters * np.maximum(dear, 0)
             + 0.7 * self.daypart[category, hour]
             + 0.9 * familiar
-            + 0.8 * craving
+            + 1.0 * craving
             - 0.8 * min(situation.ate, 1.5)
         )
         order = (

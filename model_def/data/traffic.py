@@ -20,6 +20,8 @@ from model_def.data.simulator import (
     DAY_MS,
     HOME,
     HOUR_MS,
+    HOUR_SHARES,
+    HOURS,
     OFFICE,
     ORDER,
     SCHEMA,
@@ -35,9 +37,6 @@ SNAPSHOT_HOUR = 4
 SCENE = "home"
 SESSIONS_A_DAY = 1.4
 """Of a user of activity 1."""
-
-HOURS = (7, 8, 11, 12, 13, 15, 17, 18, 19, 20, 21, 22)
-HOUR_SHARES = np.array([5, 6, 10, 16, 9, 5, 7, 12, 13, 9, 5, 3]) / 100
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,262 @@
+"""`mtgr simulate`, `train`, `evaluate`: logs -> checkpoint -> metrics.
+
+PyTorch is imported when a command runs: first its threads must be told to sleep while they wait,
+or on busy cores they spend more time waiting than working.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import numpy as np
+from tqdm import tqdm
+
+from model_def.config import PRESETS, PackageConfig
+from model_def.data.bodies import write_traffic
+from model_def.data.logs import LogError, Logs
+from model_def.data.parquet import read_logs, write_logs
+from model_def.data.samples import TrainingSample, task_labels, time_split, training_samples
+from model_def.data.simulate import simulate as simulate_logs
+from model_def.data.simulator import Marketplace
+from model_def.data.truth import read_truth, write_truth
+from model_def.schema import FeatureSchema
+
+HELD_OUT = 0.1
+"""Share of the requests, the last by time, that are held out unless a date is given."""
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+Utc = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"])
+Directory = click.Path(file_okay=False, path_type=Path)
+Existing = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+def threads_option(command: Command) -> Command:
+    """`--threads`."""
+    return click.option(
+        "--threads",
+        type=click.IntRange(1),
+        default=len(os.sched_getaffinity(0)),
+        show_default="all cores",
+        help="threads of PyTorch; results are equal bit for bit only for an equal number",
+    )(command)
+
+
+@click.command()
+@click.argument("out", type=Directory)
+@click.option("--days", type=click.IntRange(1), default=8, show_default=True)
+@click.option("--users", type=click.IntRange(1), default=800, show_default=True)
+@click.option("--items", type=click.IntRange(24), default=800, show_default=True)
+@click.option(
+    "--candidates",
+    type=click.IntRange(1),
+    default=24,
+    show_default=True,
+    help="items shown in each request",
+)
+@click.option("--start", type=Utc, default="2026-01-05", show_default=True, help="first day, UTC")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+def simulate(
+    out: Path, days: int, users: int, items: int, candidates: int, start: datetime, seed: int
+) -> None:
+    """Write logs of a simulated food-delivery marketplace to the directory OUT.
+
+    Beside the logs stand the true probabilities (truth.parquet) and requests for the load test
+    (traffic.jsonl).
+    """
+    if candidates > items:
+        raise click.BadParameter(f"expected at most --items, {items}", param_hint="--candidates")
+    market = Marketplace(users, items, seed)
+    with tqdm(total=days, unit="day", desc="simulating") as bar:
+
+        def progress(day: int, days: int) -> None:
+            bar.update()
+
+        simulated = simulate_logs(market, epoch_ms(start), days, candidates, seed, progress)
+    write_logs(out, simulated.logs)
+    write_truth(out, simulated.logs, simulated.truth)
+    write_traffic(out / "traffic.jsonl", simulated.logs)
+    requests = simulated.logs.requests
+    click.echo(
+        f"{out}: {len(requests.user_id):,} requests, {len(requests.click):,} exposures, "
+        f"CTR {requests.click.mean():.3f}, CTCVR {requests.order.mean():.4f}"
+    )
+
+
+@click.command()
+@click.argument("logs", type=Existing)
+@click.argument("out", type=Directory)
+@click.option("--preset", type=click.Choice(list(PRESETS)), default="tiny", show_default=True)
+@click.option("--tasks", default="ctr,ctcvr", show_default=True, help="tasks, by comma")
+@click.option("--until", type=Utc, help="train on requests before it, UTC; default: nine tenths")
+@click.option("--epochs", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--learning-rate", type=float, default=3e-3, show_default=True, help="Adam's peak")
+@click.option(
+    "--batch-tokens",
+    type=click.IntRange(1),
+    default=4096,
+    show_default=True,
+    help="tokens of a batch, at most",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--version", default=None, help="model version; default: from the time of training")
+@threads_option
+def train(
+    logs: Path,
+    out: Path,
+    preset: str,
+    tasks: str,
+    until: datetime | None,
+    version: str | None,
+    threads: int,
+    **options: Any,
+) -> None:
+    """Train a model on LOGS up to a time, report on what follows, save the checkpoint OUT."""
+    from model_def.checkpoint import Checkpoint, CheckpointError, check_replaceable, save
+    from model_def.evaluate import as_text, predict, report
+    from model_def.train import TrainingOptions
+    from model_def.train import train as train_model
+
+    use_threads(threads)
+    data = read(logs)
+    until_ms = default_split(data) if until is None else epoch_ms(until)
+    past, future = time_split(data, until_ms)
+    try:
+        check_replaceable(out)
+        config = PRESETS[preset].model_copy(update={"tasks": tuple(tasks.split(","))})
+        config = type(config).model_validate(config.model_dump())
+        chosen = TrainingOptions(**options)
+        samples = pack_all(past)
+        with tqdm(unit="step", desc="training") as bar:
+
+            def progress(step: int, steps: int, loss: float) -> None:
+                bar.total = steps
+                bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+                bar.update()
+
+            trained = train_model(
+                config,
+                data.schema,
+                samples,
+                task_labels(past.requests, config.tasks),
+                chosen,
+                progress,
+            )
+        reports = []
+        if len(future.requests.user_id):
+            labels = task_labels(future.requests, config.tasks)
+            probabilities = predict(trained.model, pack_all(future))
+            reports = report(config.tasks, future.requests, labels, probabilities)
+            click.echo(f"held out, from {utc(until_ms)}:\n{as_text(reports)}")
+        now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+        package = PackageConfig(
+            version=version or f"{data.schema.name}-{now}", model=config, features=data.schema
+        )
+        training = {
+            "until_ms": until_ms,
+            "options": chosen.model_dump(),
+            "exposures": len(past.requests.click),
+            "steps": len(trained.losses),
+            "held_out": [asdict(r) for r in reports],
+        }
+        save(out, Checkpoint(package, trained.model, trained.id_tables, training))
+    except (CheckpointError, ValueError) as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(f"{out}: version {package.version}")
+
+
+@click.command()
+@click.argument("checkpoint", type=Existing)
+@click.argument("logs", type=Existing)
+@click.option(
+    "--since", type=Utc, help="score requests from it on, UTC; default: where training ended"
+)
+@click.option("--json", "as_json", is_flag=True, help="print JSON")
+@threads_option
+def evaluate(
+    checkpoint: Path, logs: Path, since: datetime | None, as_json: bool, threads: int
+) -> None:
+    """Score the exposures of LOGS that CHECKPOINT was not trained on: AUC, GAUC, NE, calibration.
+
+    For simulated logs the true probabilities are scored too: the best that can be reached.
+    """
+    from model_def.checkpoint import CheckpointError, load
+    from model_def.evaluate import as_text, predict, report
+
+    use_threads(threads)
+    try:
+        loaded = load(checkpoint)
+    except CheckpointError as error:
+        raise click.ClickException(str(error)) from None
+    data = read(logs, loaded.config.features)
+    since_ms = loaded.training["until_ms"] if since is None else epoch_ms(since)
+    future = time_split(data, since_ms)[1]
+    if not len(future.requests.user_id):
+        raise click.ClickException(f"{logs}: no requests from {utc(since_ms)} on; see --since")
+    tasks = loaded.config.model.tasks
+    labels = task_labels(future.requests, tasks)
+    reports = report(tasks, future.requests, labels, predict(loaded.model, pack_all(future)))
+    truth = read_truth(logs, data)
+    best = []
+    if truth is not None:
+        later = data.requests.context["time_ms"] >= since_ms
+        rows = np.repeat(later, data.requests.candidate_counts)
+        known = truth[rows][:, [("ctr", "ctcvr").index(task) for task in tasks]]
+        best = report(tasks, future.requests, labels, known)
+    if as_json:
+        found = {"held_out": reports, "best_reachable": best}
+        click.echo(json.dumps({k: [asdict(r) for r in v] for k, v in found.items()}, indent=1))
+        return
+    click.echo(f"from {utc(since_ms)}:\n{as_text(reports)}")
+    if best:
+        click.echo(f"best reachable, by the true probabilities:\n{as_text(best)}")
+
+
+def use_threads(threads: int) -> None:
+    """Limit PyTorch to `threads`, which sleep rather than spin; before its first import."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def read(directory: Path, schema: FeatureSchema | None = None) -> Logs:
+    """The logs of a directory; what was rejected is told and listed in rejects.csv beside them."""
+    click.echo(f"reading {directory}", err=True)
+    try:
+        logs, rejects = read_logs(directory, schema)
+    except LogError as error:
+        raise click.ClickException(str(error)) from None
+    if len(rejects):
+        rejects.write(directory / "rejects.csv")
+        for (file, reason), rows in rejects.counts.most_common():
+            click.echo(f"rejected {rows:,} rows of {file}: {reason}", err=True)
+        click.echo(f"rejected {len(rejects):,} rows: see {directory / 'rejects.csv'}", err=True)
+    return logs
+
+
+def pack_all(logs: Logs) -> list[TrainingSample]:
+    """Every sample of the logs."""
+    return list(tqdm(training_samples(logs), unit="sample", desc="packing"))
+
+
+def default_split(logs: Logs) -> int:
+    """The time before which all but HELD_OUT of the requests were made, ms."""
+    times = np.sort(logs.requests.context["time_ms"])
+    if not len(times):
+        raise click.ClickException("the logs hold no requests")
+    return int(times[int(len(times) * (1 - HELD_OUT))])
+
+
+def epoch_ms(when: datetime) -> int:
+    """Milliseconds since 1970 of a time in UTC."""
+    return int(when.replace(tzinfo=UTC).timestamp() * 1000)
+
+
+def utc(at_ms: int) -> str:
+    """A time as its options take it."""
+    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%S")
