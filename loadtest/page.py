@@ -11,7 +11,7 @@ from loadtest.run import Latency, Run, Step
 
 STYLE = Path(__file__).with_name("page.css")
 
-STAGE_COLOURS = 8
+STAGE_COLOURS = 10
 PERCENTILES = ("p50", "p90", "p99", "max")
 COUNTED = (Outcome.REFUSED, Outcome.DEGRADED, Outcome.LATE, Outcome.FAILED, Outcome.INVALID)
 
@@ -50,7 +50,13 @@ def page(run: Run) -> str:
 def _verdict(run: Run) -> str:
     goal = f"p99 ≤ {run.goal.p99_ms:g} ms, at most {run.goal.unserved:.1%} not answered in full"
     goal += f", {run.goal.failed:.1%} failed"
-    return escape("; ".join(run.missed) if run.missed else goal)
+    verdict = "; ".join(run.missed) if run.missed else goal
+    if run.tool == "search":
+        found, beyond = (run.settings[name] for name in ("found_rate_per_s", "missed_at_per_s"))
+        rate = "no rate" if found is None else f"up to {number(found)} requests/s"
+        limit = "" if beyond is None else f" (missed at {number(beyond)})"
+        verdict = f"{rate}{limit}: {verdict}"
+    return escape(verdict)
 
 
 def _tiles(run: Run) -> str:
@@ -72,8 +78,11 @@ def _tiles(run: Run) -> str:
         if outcome is Outcome.REFUSED and run.refusals is not None:
             note = f"{count:,}, p99 {number(run.refusals.p99)} ms"
         tiles.append((outcome, f"{count / valid:.2%}", note))
-    lag, share = run.generator.lag_p99_ms, f"at {run.generator.cpu_share:.0%} of a core"
-    tiles.append(("generator lag", "–" if lag is None else f"{number(lag)} ms", f"p99, {share}"))
+    lag, share = run.generator.lag_p99_ms, f"{run.generator.cpu_share:.0%} of a core"
+    if lag is None:
+        tiles.append(("generator", share, "closed loop: it has no schedule"))
+    else:
+        tiles.append(("generator lag", f"{number(lag)} ms", f"p99, at {share}"))
     cells = "".join(
         f'<div class="tile {name if run.outcomes.get(name) else ""}"><span>{escape(name)}</span>'
         f"<b>{escape(value)}</b><small>{escape(note)}</small></div>"

@@ -161,6 +161,7 @@ def summarize(
         machine={
             "system": f"{platform.system()} {platform.machine()}",
             "cores": os.cpu_count(),
+            "load_average": round(os.getloadavg()[0], 1),
             "python": platform.python_version(),
         },
     )

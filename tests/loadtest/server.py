@@ -25,7 +25,8 @@ class Behaviour:
     """The n-th request; nothing at all is answered for `stall_s` from when it came."""
     stall_s: float = 0.0
     per_second: float | None = None
-    """Rate above which it answers 429 (a bucket of 5 tokens)."""
+    """Rate above which it answers 429: a bucket of `bucket` tokens, filled at this rate."""
+    bucket: float = 5.0
     degrade_every: int = 0
     """Each n-th answer is degraded."""
     break_every: int = 0
@@ -48,7 +49,7 @@ class App:
         self.behaviour = behaviour
         self._count = 0
         self._stalled_until = 0.0
-        self._tokens, self._last = 5.0, monotonic()
+        self._tokens, self._last = behaviour.bucket, monotonic()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         assert scope["type"] == "http"
@@ -100,7 +101,7 @@ class App:
 
     def _admit(self, per_second: float) -> bool:
         now = monotonic()
-        self._tokens = min(5.0, self._tokens + (now - self._last) * per_second)
+        self._tokens = min(self.behaviour.bucket, self._tokens + (now - self._last) * per_second)
         self._last = now
         if self._tokens < 1:
             return False

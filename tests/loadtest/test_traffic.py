@@ -16,7 +16,9 @@ from loadtest.material import BadMaterial, Material, read_material
 from loadtest.mistakes import KINDS, bad_request
 from loadtest.request import JSON, Candidates, Request, rank_body
 from loadtest.traffic import Mix, Traffic
-from model_def.data.simulator import SCHEMA
+from model_def.data.bodies import write_traffic
+from model_def.data.simulate import simulate
+from model_def.data.simulator import SCHEMA, Marketplace
 from service.errors import InvalidRequest
 from service.http.validate import Limits, behaviour, rank_request
 from service.http.wire import Wire
@@ -47,6 +49,14 @@ def gateway_reads(request: Request) -> Any:
     if request.path == "/v1/events":
         return behaviour(body, SCHEMA, LIMITS, now_ms)
     return rank_request(body, SCHEMA, LIMITS, now_ms, "", 50)
+
+
+def test_the_description_names_the_demos_features(material: Material) -> None:
+    """marketplace.json has the features of the simulator's schema, no more and no less."""
+    candidate = {feature.name for feature in SCHEMA.candidate} - {"item_id"}
+    assert material.candidates.features.keys() == candidate
+    assert material.heads[0]["context"].keys() == {feature.name for feature in SCHEMA.context}
+    assert material.events[0].keys() == {feature.name for feature in SCHEMA.behaviour}
 
 
 def test_the_gateway_accepts_what_is_valid_and_refuses_what_is_bad(material: Material) -> None:
@@ -178,6 +188,18 @@ def test_traffic_file(tmp_path: Path) -> None:
     assert read.candidates.item_id.tolist() == [7, 8, 9]
     assert read.candidates.features["category"].tolist() == [1, 2, 2]
     assert read.events == ({"item_id": 7},)
+
+
+def test_the_simulators_traffic_file_is_served(tmp_path: Path) -> None:
+    """What the simulator writes beside its logs makes requests that the gateway accepts."""
+    market = Marketplace(users=40, items=60)
+    write_traffic(tmp_path / "traffic.jsonl", simulate(market, 1_767_571_200_000, 1).logs, 20)
+    read = read_material(tmp_path / "traffic.jsonl")
+    assert set(read.users) <= set(market.user_id)
+    drawn = requests(Traffic(read, Mix(bad=0, events=0.3), sessions=40), 40)
+    assert {request.path for request in drawn} == {"/v1/rank", "/v1/events"}
+    for request in drawn:
+        gateway_reads(request)
 
 
 @pytest.mark.parametrize(
