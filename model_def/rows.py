@@ -86,8 +86,8 @@ def fits(feature: Feature, values: NDArray[Any]) -> tuple[NDArray[np.bool_], str
         return (values >= 0) & (values < feature.size), f"0 <= value < {feature.size}"
     if isinstance(feature, NumberFeature):
         limit = float(np.finfo(feature.dtype).max)
-        with np.errstate(invalid="ignore"):
-            return np.abs(values) <= limit, f"a finite {feature.dtype}"
+        # In float64, so that a narrow column is not compared with a limit beyond its own range.
+        return np.abs(values, dtype=np.float64) <= limit, f"a finite {feature.dtype}"
     return values < (1 << 63), "integers below 2^63"
 
 

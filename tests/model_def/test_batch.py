@@ -183,6 +183,7 @@ ID = IdFeature(name="item_id")
         (NUMBER, [1.0, float("nan")], r"price\[1\]: expected a finite float32"),
         (NUMBER, [float("inf"), 1.0], r"price\[0\]: expected a finite float32"),
         (NUMBER, [1.0, 1e39], r"price\[1\]: expected a finite float32"),
+        (NUMBER, np.array([1, np.inf], np.float16), r"price\[1\]: expected a finite float32"),
         (NUMBER, [1.0], "price: expected 2 values, got 1"),
         (NUMBER, [1.0, "2"], r"price\[1\]: expected finite numbers, got str"),
         (NUMBER, [True, False], r"price\[0\]: expected finite numbers, got bool"),
