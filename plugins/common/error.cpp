@@ -32,4 +32,11 @@ bool aligned16(const void* data, int size, long long stride_a, long long stride_
 }  // namespace mtgr
 
 extern "C" int mtgr_abi_version(void) { return MTGR_ABI_VERSION; }
+extern "C" int mtgr_capture_id(mtgr_stream stream, uint64_t* id) {
+  cudaStreamCaptureStatus status;
+  unsigned long long capture = 0;
+  const cudaError_t error = cudaStreamGetCaptureInfo(stream, &status, &capture);
+  *id = status == cudaStreamCaptureStatusActive ? capture : 0;
+  return mtgr::cuda_status(error, "stream");
+}
 extern "C" const char* mtgr_last_error(void) { return last_error; }

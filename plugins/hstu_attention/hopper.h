@@ -7,8 +7,8 @@
 
 namespace mtgr {
 
-// Blocks of a launch: one a multiprocessor, each with room for two partial tiles.
-size_t hopper_partial_bytes(int blocks);
+// Of a launch of `blocks` blocks, one a multiprocessor.
+size_t hopper_partial_bytes(const Problem& problem, int blocks);
 size_t hopper_counter_bytes(int blocks);
 
 // `partials` and `counters` as in mtgr_ops.h.

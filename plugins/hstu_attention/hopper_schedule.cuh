@@ -24,6 +24,9 @@ constexpr int kMaxParts = 8;    // of an evenly split tile
 constexpr int kRoundStretch = 64;  // units a block and round, about
 constexpr int kMaxRounds = 4;      // bounds the memory for partial sums
 
+// Whether each tile gets blocks of its own.
+__host__ __device__ constexpr bool few_tiles(int tiles, int blocks) { return 2 * tiles <= blocks; }
+
 // The units [unit_begin, unit_end) of one tile: first static keys, then real-time keys, then
 // (candidates) a self unit for each 64 query rows.
 struct Work {
@@ -167,7 +170,7 @@ __device__ void for_each_work(const Problem& p, int block, int blocks, Emit emit
   tiles = __reduce_add_sync(~0u, tiles);
   total = __reduce_add_sync(~0u, total);
   if (tiles == 0) return;
-  if (2 * tiles <= blocks) return emit_share(p, block, min(blocks / tiles, kMaxParts), emit);
+  if (few_tiles(tiles, blocks)) return emit_share(p, block, min(blocks / tiles, kMaxParts), emit);
   const int rounds = min(ceil_div(total, blocks * kRoundStretch), kMaxRounds);
   const int stretch = max(ceil_div(total, blocks * rounds), kMinStretch);
   for (int round = 0; round < rounds; ++round)

@@ -37,6 +37,10 @@ MTGR_API int mtgr_abi_version(void);
 /* The message of this thread's last failed call; empty if none failed. */
 MTGR_API const char* mtgr_last_error(void);
 
+/* The identifier of the graph capture under way on the stream, 0 if none: launches captured by
+ * different captures need counters of their own (below). */
+MTGR_API int mtgr_capture_id(mtgr_stream stream, uint64_t* id);
+
 /* A [rows, heads, head_dim] view. Strides count elements, the last dimension is contiguous;
  * `data` and both strides are multiples of 16 bytes. */
 typedef struct {
