@@ -15,18 +15,19 @@ from loadtest.run import read_run
 from tests.conftest import ROOT
 from tests.loadtest.server import Behaviour, serving
 
-SMALL = ["--events", "0", "--candidates-median", "5", "--max-lag-ms", "1000"]
+SMALL = ["--events", "0", "--candidates-median", "5"]
+SMALL += ["--deadline-ms", "5000", "--max-lag-ms", "1000"]  # whatever else the machine does
 
 
 def invoke(*arguments: str) -> Result:
     return CliRunner().invoke(load, [*arguments])
 
 
-@pytest.mark.parametrize(("delay_s", "code"), [(0.0, 0), (0.15, 1)])
+@pytest.mark.parametrize(("delay_s", "code"), [(0.0, 0), (0.5, 1)])
 def test_run_exits_by_the_goal(tmp_path: Path, delay_s: float, code: int) -> None:
     """0 where the goal was met, 1 where it was missed; the document and the page either way."""
     out = tmp_path / "run.json"
-    goal = ["--p99-ms", "149", "--unserved", "0.2", "--failed", "0"]
+    goal = ["--p99-ms", "499", "--unserved", "0", "--failed", "0"]
     with serving(Behaviour(delay_s=delay_s)) as url:
         stages = ["--stages", "1:20,1:40"]
         done = invoke("run", "--url", url, "--out", str(out), *stages, *goal, *SMALL)
@@ -42,7 +43,7 @@ def test_find_writes_its_trials(tmp_path: Path) -> None:
     """The document of a search has the rate found, and one step a trial."""
     out = tmp_path / "find.json"
     bounds = ["--low", "20", "--high", "40", "--trial-s", "0.3", "--repeats", "1"]
-    goal = ["--p99-ms", "1000", "--unserved", "0.2"]
+    goal = ["--p99-ms", "2000", "--unserved", "0"]
     with serving(Behaviour()) as url:
         done = invoke("find", "--url", url, "--out", str(out), *bounds, *goal, *SMALL)
     assert done.exit_code == 0, done.output
@@ -95,7 +96,7 @@ def test_header_values_stay_out_of_the_report(tmp_path: Path) -> None:
     assert "sesame" not in out.read_text() + out.with_suffix(".html").read_text()
 
 
-@pytest.mark.parametrize(("delay_s", "code"), [(0.0, 0), (0.15, 1)])
+@pytest.mark.parametrize(("delay_s", "code"), [(0.0, 0), (0.5, 1)])
 def test_locust_writes_the_same_document(tmp_path: Path, delay_s: float, code: int) -> None:
     """Locust's users are judged, reported and passed or failed as open-loop runs are."""
     if find_spec("locust") is None:  # not imported here: it would patch this process's threads
@@ -106,7 +107,12 @@ def test_locust_writes_the_same_document(tmp_path: Path, delay_s: float, code: i
         done = subprocess.run(
             [sys.executable, "-m", "loadtest.cli", "locust", *flags, "--out", str(out)],
             cwd=ROOT,
-            env={**os.environ, "LOAD_P99_MS": "149", "LOAD_UNSERVED": "0.2", "LOAD_EVENTS": "0"},
+            env={
+                **os.environ,
+                "LOAD_P99_MS": "499",
+                "LOAD_DEADLINE_MS": "5000",
+                "LOAD_EVENTS": "0",
+            },
             capture_output=True,
             text=True,
             check=False,
@@ -115,7 +121,7 @@ def test_locust_writes_the_same_document(tmp_path: Path, delay_s: float, code: i
     run = read_run(out)
     assert run.tool == "locust"
     assert run.generator.loop == "closed"
-    assert run.goal.p99_ms == 149
+    assert run.goal.p99_ms == 499
     assert run.sent == sum(run.outcomes.values()) > 3
     assert "backend" in run.stages
     assert "Goal" in out.with_suffix(".html").read_text()
