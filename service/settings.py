@@ -5,6 +5,7 @@ server starts.
 """
 
 import difflib
+import json
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -21,6 +22,9 @@ ELSEWHERE = {"MTGR_SHARED"}
 """Variables of our prefix that are no settings of the gateway: where tests find their data."""
 
 SceneName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$", max_length=64)]
+JSON_FIELDS = {"models", "scenes"}
+"""Settings written as JSON, in flags as in the environment."""
+
 Wanted = TypeVar("Wanted", bound="StoreSettings")
 Rung = Literal["recall_score", "popularity"]
 
@@ -33,7 +37,7 @@ class ModelSettings(Frozen):
     backend: Literal["inprocess", "triton"] = "inprocess"
     threads: int = Field(default=1, ge=1, description="inprocess: threads for one batch")
     workers: int = Field(default=1, ge=1, description="inprocess: batches run at a time")
-    queue: int = Field(default=64, ge=1, description="inprocess: batches run or waiting at most")
+    queue: int = Field(default=64, ge=1, description="batches run or waiting at most")
     triton: tuple[str, ...] = Field(
         default=(), description="triton: host:port of each server's gRPC; a user stays with one"
     )
@@ -169,10 +173,20 @@ def load_settings(flags: dict[str, Any], kind: type[Wanted]) -> Wanted:
         hint = f"; did you mean {close[0]}?" if close else ""
         raise BadSetting(f"{name}: no such setting{hint}")
     try:
-        return kind(**flags)
+        return kind(**{name: _value(name, flag) for name, flag in flags.items()})
     except ValidationError as error:
         lines = [
             ".".join(map(str, fault["loc"])) + ": " * bool(fault["loc"]) + fault["msg"]
             for fault in error.errors()
         ]
         raise BadSetting("\n".join(lines)) from None
+
+
+def _value(name: str, flag: Any) -> Any:
+    """A flag as its setting takes it: pydantic reads text, but JSON only from the environment."""
+    if name not in JSON_FIELDS or not isinstance(flag, str):
+        return flag
+    try:
+        return json.loads(flag)
+    except ValueError as error:
+        raise BadSetting(f"{name}: expected JSON: {error}") from None

@@ -39,9 +39,16 @@ def test_flags_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None
     assert settings.models["home"].threads == 3
 
 
+def test_models_are_json_in_flags_too() -> None:
+    """`--models` reads the JSON that MTGR_MODELS reads."""
+    settings = load_settings({"models": '{"home": {"package": "p"}}'}, Settings)
+    assert settings.models["home"].package == Path("p")
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
+        ({"models": "{"}, "models: expected JSON"),
         ({}, "models: Field required"),
         ({"models": {}}, "at least one package"),
         (ONE | {"max_inflight": 3}, "max_inflight"),
