@@ -5,7 +5,7 @@ cross features come from the past alone. There is no exposure log behind such ta
 one label: click, meaning chosen.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
 
@@ -17,7 +17,14 @@ from model_def.data.cross_features import DAY_MS, PastFeatures
 from model_def.data.encoding import Vocabulary
 from model_def.data.import_schema import build_schema
 from model_def.data.logs import UNLABELLED, Events, LogError, Logs, Requests, Snapshots
-from model_def.data.mapping import Mapping, MappingError, PastNumber, milliseconds, read_mapping
+from model_def.data.mapping import (
+    Mapping,
+    MappingError,
+    Negatives,
+    PastNumber,
+    milliseconds,
+    read_mapping,
+)
 from model_def.data.occasions import draw_negatives, find_occasions
 from model_def.data.parquet import LogWriter, read_schema
 from model_def.data.rejects import Rejects
@@ -92,17 +99,23 @@ class Importer:
     def requests(self) -> Iterator[Requests]:
         """All requests in time order, some at a time."""
         for low in range(0, len(self), CHUNK):
-            yield self._requests(np.arange(low, min(low + CHUNK, len(self))))
+            which = np.arange(low, min(low + CHUNK, len(self)))
+            yield self._requests(which, self.mapping.negatives)
 
     def logs(self) -> Logs:
         """Everything at once."""
-        parts = list(self.requests())
-        joined = [np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Requests)]
-        return Logs(self.schema, self.snapshots(), self.events(), Requests(*joined))
+        return Logs(self.schema, self.snapshots(), self.events(), _joined(self.requests()))
 
-    def _requests(self, which: Integers) -> Requests:
+    def redrawn(self, seed: int, before_ms: int) -> Requests:
+        """The requests before a time, with negatives drawn anew: for another epoch, say."""
+        negatives = self.mapping.negatives.model_copy(update={"seed": seed})
+        early = np.flatnonzero(self._rows.time_ms[self._occasions.first] < before_ms)
+        parts = np.array_split(early, range(CHUNK, len(early), CHUNK))
+        return _joined(self._requests(which, negatives) for which in parts)
+
+    def _requests(self, which: Integers, negatives: Negatives) -> Requests:
         first = self._occasions.first[which]
-        item, counts, chosen = self._candidates(which)
+        item, counts, chosen = self._candidates(which, negatives)
         owner = np.repeat(first, counts)
         columns = {"item_id": self._tables.item_id[item], **_take(self._tables.items, item)}
         columns |= self._cross(owner, item)
@@ -123,7 +136,9 @@ class Importer:
             np.full(len(item), UNLABELLED, np.int8),
         )
 
-    def _candidates(self, which: Integers) -> tuple[Integers, Integers, Integers]:
+    def _candidates(
+        self, which: Integers, negatives: Negatives
+    ) -> tuple[Integers, Integers, Integers]:
         """Items, how many a request has, and whether each was chosen; by item, not by label."""
         rows, occasions = self._rows, self._occasions
         listed: list[tuple[int, bool]] = []
@@ -132,11 +147,9 @@ class Importer:
             basket = slice(self._start[i], self._start[i + 1])
             items, first = occasions.items[basket].tolist(), occasions.first[i]
             past = int(np.searchsorted(rows.time_ms, rows.time_ms[first]))
-            negatives = draw_negatives(
-                rows, str(occasions.request_id[i]), past, {*items}, self.mapping.negatives
-            )
+            drawn = draw_negatives(rows, str(occasions.request_id[i]), past, {*items}, negatives)
             positives = np.array(items)[occasions.positive[basket]].tolist()
-            request = [*((item, True) for item in positives), *((n, False) for n in negatives)]
+            request = [*((item, True) for item in positives), *((item, False) for item in drawn)]
             listed += sorted(request)
             counts.append(len(request))
         pairs = np.array(listed, np.int64).reshape(-1, 2)
@@ -181,7 +194,7 @@ class Importer:
         if not len(early):
             raise MappingError(f"train_until: no request between requests_from and {until} ms")
         which = early[:: -(-len(early) // BIN_SAMPLE)]
-        item, counts, _ = self._candidates(which)
+        item, counts, _ = self._candidates(which, self.mapping.negatives)
         cross = self._cross(np.repeat(self._occasions.first[which], counts), item)
         known = user_at[1] < until
         profile = self._profile(user_at[0][known], user_at[1][known])
@@ -199,6 +212,11 @@ class Importer:
                     progress.update(len(part.request_id))
         self.words.write(directory / VOCABULARY)
         self.rejects.write(directory / REJECTS)
+
+
+def _joined(parts: Iterable[Requests]) -> Requests:
+    columns = zip(*([getattr(p, f.name) for f in fields(Requests)] for p in parts), strict=True)
+    return Requests(*(np.concatenate(column) for column in columns))
 
 
 def _take(features: Features, which: Integers) -> Features:

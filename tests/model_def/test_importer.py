@@ -68,6 +68,19 @@ def test_lists(tmp_path: Path) -> None:
         assert len(items) - len(chosen) == min(4, len(before - bought))
 
 
+def test_redrawn(tmp_path: Path) -> None:
+    """Another draw has the same requests and positives, up to a time, and other negatives."""
+    importer = import_shop(tmp_path, random_sales(np.random.default_rng(0), 200, 0, BORDER, "x"))
+    whole, again = importer.logs().requests, importer.redrawn(1, 20 * DAY)
+    early = whole.context["time_ms"] < 20 * DAY
+    assert (again.request_id == whole.request_id[early]).all()
+    rows = np.repeat(early, whole.candidate_counts)
+    items, redrawn = whole.candidates["ids"][rows, 0], again.candidates["ids"][:, 0]
+    positives = redrawn[again.click == 1]
+    assert (positives == items[whole.click[rows] == 1]).all()
+    assert sorted(redrawn.tolist()) != sorted(items.tolist())
+
+
 def test_negatives_follow_popularity(tmp_path: Path) -> None:
     """An item sold three times as often before is drawn about three times as often."""
     past = [("u", item, i, f"p{i}", 1, 1, 0) for i, item in enumerate([0] * 30 + [1] * 10 + [2])]
