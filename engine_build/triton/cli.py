@@ -19,11 +19,10 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
     """A flag for every serving option, its help taken from the option itself."""
     for name, field in reversed(ServingOptions.model_fields.items()):
         flag = f"--{name.replace('_', '-')}"
-        of_type: dict[str, Any] = {"type": int}
-        if isinstance(field.default, bool):
-            of_type = {"is_flag": True}
+        if not isinstance(field.default, int) or isinstance(field.default, bool):
+            flag += f"/--no-{flag.removeprefix('--')}"
         command = click.option(
-            flag, name, **of_type, default=field.default, show_default=True, help=field.description
+            flag, name, default=field.default, show_default=True, help=field.description
         )(command)
     return command
 

@@ -56,12 +56,14 @@ class ServingOptions(Frozen):
         description="wait for batch mates: 0 batches what has queued behind a run already; "
         "longer fills batches at light load, and every request pays for it",
     )
-    queue_requests: int = Field(
-        default=64,
-        ge=1,
-        description="queued requests, beyond which they are rejected: a full queue should still "
-        "be answered within a deadline",
+    bounded_queue: bool | None = Field(
+        default=None,
+        description="Triton rejects beyond queue-requests and queue-timeout-ms. It then prepares "
+        "no batch ahead, and a request queued behind a run waits for the next one to come, or 500 "
+        "ms (Triton 2.51 and later): bounded only for tensorrt unless asked for. The gateway "
+        "bounds what it sends either way, and Triton drops what is past its deadline",
     )
+    queue_requests: int = Field(default=64, ge=1, description="queued requests at most")
     queue_timeout_ms: int = Field(
         default=1000,
         ge=1,
@@ -95,12 +97,6 @@ def model_config(
     engine takes."""
     schema = config.features
     check_fits(schema, manifest, options)
-    queue = {
-        "timeout_action": "REJECT",
-        "default_timeout_microseconds": 1000 * options.queue_timeout_ms,
-        "allow_timeout_override": True,
-        "max_queue_size": options.queue_requests,
-    }
     fields: dict[str, Any] = {
         "name": served_name(config, manifest.kind),
         "backend": backend,
@@ -126,10 +122,7 @@ def model_config(
             }
             for task in config.model.tasks
         ],
-        "dynamic_batching": {
-            "max_queue_delay_microseconds": options.batch_delay_us,
-            "default_queue_policy": queue,
-        },
+        "dynamic_batching": _batching(options, manifest.kind),
         "instance_group": [_instances(manifest.kind, options)],
         "parameters": {
             name: {"string_value": value}
@@ -142,11 +135,12 @@ def model_config(
                 "threads": str(options.threads),
             }.items()
         },
-        "model_warmup": [_warm_up(schema, number, item) for number, item in enumerate(golden)],
     }
     if backend == "tensorrt":
         cuda = {"graphs": options.cuda_graphs, "busy_wait_events": options.busy_wait}
         fields["optimization"] = {"cuda": cuda}
+        # Of the other kinds, loading an engine replays the golden requests on it already.
+        fields["model_warmup"] = [_warm_up(schema, n, item) for n, item in enumerate(golden)]
     return ParseDict(fields, ModelConfig())
 
 
@@ -203,6 +197,19 @@ def _warm_up(schema: FeatureSchema, number: int, golden: Golden) -> dict[str, An
         for spec in request_tensors(schema)
     }
     return {"name": f"golden-{number}", "batch_size": 1, "inputs": inputs, "count": 1}
+
+
+def _batching(options: ServingOptions, kind: EngineKind) -> dict[str, Any]:
+    batching: dict[str, Any] = {"max_queue_delay_microseconds": options.batch_delay_us}
+    bounded = options.bounded_queue
+    if bounded or (bounded is None and kind == "tensorrt"):
+        batching["default_queue_policy"] = {
+            "timeout_action": "REJECT",
+            "default_timeout_microseconds": 1000 * options.queue_timeout_ms,
+            "allow_timeout_override": True,
+            "max_queue_size": options.queue_requests,
+        }
+    return batching
 
 
 def _instances(kind: EngineKind, options: ServingOptions) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
     <repository>/<schema>-<version>-<kind>/
         config.pbtxt
-        warmup/                golden requests, run before Triton calls the model ready
+        warmup/                tensorrt: golden requests, run before the model is ready
         1/                     the package's files of this engine, and
             model.py           for the Python backend, or
             model.plan         for the TensorRT backend
@@ -87,15 +87,20 @@ def _write(target: Path, package: ModelPackage, kind: EngineKind, config: str) -
         shutil.copyfile(package.path / name, version / name)
     if kind == "tensorrt":
         (version / kind / PLAN).rename(version / PLAN)
+        write_warm_up(target, package)
     else:
         (version / "model.py").write_text(MODEL_PY)
-    warm_up = target / "warmup"
-    warm_up.mkdir()
+    (target / "config.pbtxt").write_text(config)
+
+
+def write_warm_up(model: Path, package: ModelPackage) -> None:
+    """The golden requests as the files that the configuration's warm-up names."""
+    folder = model / "warmup"
+    folder.mkdir()
     for number, golden in enumerate(package.golden):
         for spec in request_tensors(package.config.features):
             values = golden.request.arrays[spec.name]
-            (warm_up / warm_up_file(number, spec)).write_bytes(values.tobytes())
-    (target / "config.pbtxt").write_text(config)
+            (folder / warm_up_file(number, spec)).write_bytes(values.tobytes())
 
 
 PLAN = "model.plan"

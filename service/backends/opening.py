@@ -24,5 +24,11 @@ def open_model(settings: ModelSettings) -> tuple[PackageConfig, LoadedBackend]:
         raise BadSetting(
             f"{settings.package}: has no {settings.engine} engine, only {sorted(package.manifests)}"
         )
-    backend = TritonBackend(package, settings.engine, settings.triton, settings.shared_requests)
+    backend = TritonBackend(
+        package,
+        settings.engine,
+        settings.triton,
+        queue=settings.queue,
+        shared_requests=settings.shared_requests,
+    )
     return package.config, backend

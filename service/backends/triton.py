@@ -18,8 +18,8 @@ from service.rank import Floats
 
 log = logging.getLogger("mtgr")
 
-RETRY_S = 0.5
-"""Between two attempts to bring a server up."""
+FIRST_RETRY_S, LAST_RETRY_S = 0.25, 8.0
+"""Between two attempts to bring a server up, doubling: loading a broken model costs the others."""
 
 DOWN = ("unavailable", "model_missing")
 """Failures that say the server is there for nobody, so the next one is asked."""
@@ -28,8 +28,8 @@ DOWN = ("unavailable", "model_missing")
 class TritonBackend:
     """The engine `kind` of `package` at each of `addresses` ("host:port").
 
-    With `shared_requests`, that many requests at a time go through memory shared with servers of
-    this host; the others, and those to other hosts, by gRPC alone.
+    At most `queue` requests are in flight. With `shared_requests`, that many at a time go through
+    memory shared with servers of this host; the others, and those to other hosts, by gRPC alone.
     """
 
     def __init__(
@@ -37,8 +37,11 @@ class TritonBackend:
         package: ModelPackage,
         kind: EngineKind,
         addresses: Sequence[str],
+        *,
+        queue: int,
         shared_requests: int = 0,
     ):
+        self._queue, self._in_flight = queue, 0
         self._package, self._kind, self._addresses = package, kind, addresses
         self._shared_requests = shared_requests
         self._slots: SharedSlots | None = None
@@ -76,6 +79,17 @@ class TritonBackend:
     ) -> Mapping[str, Floats]:
         """Probability [K] by task. Raises DependencyFailed("triton", reason), the reasons being
         those of `Endpoint.score`; a server that is down is passed over, as time allows."""
+        if self._in_flight >= self._queue:
+            raise DependencyFailed("triton", "queue_full")
+        self._in_flight += 1
+        try:
+            return await self._score(batch, deadline, user_id)
+        finally:
+            self._in_flight -= 1
+
+    async def _score(
+        self, batch: PackedBatch, deadline: Deadline, user_id: str
+    ) -> Mapping[str, Floats]:
         failure = DependencyFailed("triton", "unavailable")
         for server in by_preference(user_id, self._servers):
             if server.address in self._mending:
@@ -111,7 +125,7 @@ class TritonBackend:
             self._mending[server.address] = asyncio.create_task(self._bring_back(server))
 
     async def _bring_back(self, server: Endpoint) -> None:
-        last = ""
+        last, pause_s = "", FIRST_RETRY_S
         while True:
             try:
                 await self._bring_up(server)
@@ -119,7 +133,8 @@ class TritonBackend:
                 if str(problem) != last:
                     last = str(problem)
                     log.error("%s", last)
-                await asyncio.sleep(RETRY_S)
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, LAST_RETRY_S)
             else:
                 log.info("Triton at %s serves %s again", server.address, server.name)
                 del self._mending[server.address]

@@ -31,11 +31,14 @@ def with_backend(
     addresses: list[str],
     use: Callable[[TritonBackend], Awaitable[Any]],
     shared_requests: int = 0,
+    queue: int = 1000,
 ) -> Any:
     """What `use` returns, given a started backend."""
 
     async def run() -> Any:
-        backend = TritonBackend(package, "onnx-cpu", addresses, shared_requests)
+        backend = TritonBackend(
+            package, "onnx-cpu", addresses, queue=queue, shared_requests=shared_requests
+        )
         await backend.start(tuple(golden.request for golden in package.golden))
         try:
             return await use(backend)
@@ -118,12 +121,29 @@ def test_no_time_left_is_a_timeout_without_a_call(
     with_backend(package, [triton.address], use)
 
 
-def test_a_full_queue_is_named(
+def test_no_more_requests_than_allowed_are_in_flight(
+    package: ModelPackage, triton: TritonServer
+) -> None:
+    """The others are refused here, without a call, and those in flight are scored."""
+
+    async def use(backend: TritonBackend) -> None:
+        batch = package.golden[0].request
+        outcomes = await asyncio.gather(
+            *(backend.score(batch, Deadline.after(PATIENT_S), "u") for _ in range(50)),
+            return_exceptions=True,
+        )
+        failures = [str(o) for o in outcomes if isinstance(o, BaseException)]
+        assert failures == ["triton: queue_full"] * 43
+
+    with_backend(package, [triton.address], use, queue=7)
+
+
+def test_a_full_queue_of_the_server_is_named(
     package_dir: Path, triton: TritonServer, repository: Path, tmp_path: Path
 ) -> None:
     """Beyond the queue's size requests are rejected at once, and the others are scored."""
     small = retrained(package_dir, tmp_path / "small", "small-queue")
-    add(repository, small, queue_requests=2, batch_requests=1)
+    add(repository, small, bounded_queue=True, queue_requests=2, batch_requests=1)
     package = open_package(small)
 
     async def use(backend: TritonBackend) -> None:
@@ -144,7 +164,7 @@ def test_a_queued_request_is_dropped_when_its_time_is_up(
 ) -> None:
     """The server does not run what nobody waits for: far fewer runs than requests."""
     slow = retrained(package_dir, tmp_path / "slow", "no-batching")
-    add(repository, slow, batch_requests=1, queue_requests=500)
+    add(repository, slow, batch_requests=1)
     package = open_package(slow)
 
     async def use(backend: TritonBackend) -> tuple[int, int]:

@@ -26,8 +26,8 @@ from engine_build.triton.model_config import (
     model_config,
     offset_input,
 )
-from engine_build.triton.repository import add_model, launch_command
-from model_def.schema import IdFeature
+from engine_build.triton.repository import add_model, launch_command, write_warm_up
+from model_def.schema import FeatureSchema, IdFeature
 from tests.model_def import cases
 from tests.triton.packages import add
 
@@ -72,7 +72,7 @@ def test_a_segment_without_such_an_input_is_counted_in_elements() -> None:
     """Then the engine's input has a name that says so, and the engine divides."""
     item_id, _, price = cases.SCHEMA.behaviour
     behaviour = (item_id, IdFeature(name="shop"), price)
-    schema = cases.SCHEMA.model_copy(update={"behaviour": behaviour})
+    schema = FeatureSchema(**cases.SCHEMA.model_dump() | {"behaviour": behaviour})
     counted = offset_input(schema, "lifelong_offsets")
     assert counted["target_name"] == ["lifelong_elements"]
     assert counted["source_input"] == ["lifelong_ids"]
@@ -125,18 +125,21 @@ def test_batches_that_exceed_the_engine_are_refused(
             check_fits(cases.SCHEMA, manifest, options)
 
 
-def test_a_model_carries_its_package_and_golden_requests(
-    package_dir: Path, repository: Path
-) -> None:
-    """The model's folder is whole: the package's files, and the golden requests as warm-up."""
-    model = repository / "cases-v1-onnx-cpu"
-    config = text_format.Parse((model / "config.pbtxt").read_text(), pb.ModelConfig())
-    assert open_package(model / "1").config == open_package(package_dir).config
+def test_a_model_carries_its_package(package_dir: Path, repository: Path) -> None:
+    """The model's folder is whole: it opens as the package that it was made from."""
+    model = open_package(repository / "cases-v1-onnx-cpu" / "1")
+    assert model.config == open_package(package_dir).config
+
+
+def test_golden_requests_warm_a_tensorrt_engine_up(package_dir: Path, tmp_path: Path) -> None:
+    """Every file that the configuration names is there, with the bytes of its shape."""
+    config = tensorrt_config(package_dir)
+    write_warm_up(tmp_path, open_package(package_dir))
     assert len(config.model_warmup) == len(open_package(package_dir).golden)
     for sample in config.model_warmup:
         for name, file in sample.inputs.items():
             (spec,) = (s for s in request_tensors(cases.SCHEMA) if s.name == name)
-            size = (model / "warmup" / file.input_data_file).stat().st_size
+            size = (tmp_path / "warmup" / file.input_data_file).stat().st_size
             assert size == file.dims[0] * spec.dtype.itemsize
 
 
