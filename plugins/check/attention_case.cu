@@ -55,14 +55,6 @@ std::vector<uint16_t> random_values(size_t count, mtgr_dtype dtype, uint64_t see
   return out;
 }
 
-size_t memory(const AttentionShape& shape, bool counters) {
-  mtgr_attention_args args{};
-  args.head_dim = shape.head_dim;
-  mtgr_attention_memory needed{};
-  CHECK_MTGR(mtgr_attention_memory_needed(&args, &needed));
-  return counters ? needed.counters : needed.partials;
-}
-
 // One block a (query row, head): every key of its request, the mask as the contract words it.
 template <class T>
 __global__ void reference(mtgr_attention_args a, double* out) {
@@ -118,8 +110,8 @@ AttentionCase::AttentionCase(const AttentionShape& shape, uint64_t seed)
       candidate_offsets_(offsets_[2]),
       rt_visible_(visible_[0]),
       candidate_visible_(visible_[1]),
-      partials_(memory(shape, false)),
-      counters_(memory(shape, true)) {
+      partials_(memory().partials),
+      counters_(memory().counters) {
   counters_.fill_bytes(0);
   partials_.fill_bytes(0xff);
 }
@@ -142,6 +134,18 @@ mtgr_attention_args AttentionCase::args() const {
           column(1, 0), column(3, rows(0)), column(1, rows(0)), out_.data(),
           static_offsets_.data(), rt_offsets_.data(), candidate_offsets_.data(),
           rt_visible_.data(), candidate_visible_.data()};
+}
+
+mtgr_attention_memory AttentionCase::memory() const {
+  mtgr_attention_args args{};
+  args.head_dim = shape_.head_dim;
+  args.heads = shape_.heads;
+  args.batch = int(shape_.lengths[0].size());
+  args.static_rows = rows(0), args.rt_rows = rows(1), args.candidate_rows = rows(2);
+  args.first_query_segment = shape_.first_query_segment;
+  mtgr_attention_memory needed{};
+  CHECK_MTGR(mtgr_attention_memory_needed(&args, &needed));
+  return needed;
 }
 
 void AttentionCase::launch(cudaStream_t stream) const {

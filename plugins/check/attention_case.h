@@ -41,6 +41,7 @@ class AttentionCase {
 
  private:
   mtgr_attention_args args() const;
+  mtgr_attention_memory memory() const;
   int rows(int segment) const;
 
   AttentionShape shape_;
