@@ -31,6 +31,12 @@ class TrainingOptions(Frozen):
     min_id_count: int = Field(
         default=2, ge=1, description="an id seen less often shares the unknown id's row"
     )
+    listwise: float = Field(
+        default=0.0, ge=0, description="weight of `listwise_loss` beside the cross-entropy"
+    )
+    embedding_decay: float = Field(
+        default=0.0, ge=0, description="decoupled weight decay of the embeddings, per unit of rate"
+    )
     seed: int = Field(default=0, ge=0)
 
 
@@ -62,7 +68,7 @@ def train(
     id_tables = grow_id_tables(schema, samples, options.min_id_count)
     model = MTGR(config, schema, id_tables)
     start_at_base_rates(model, labels)
-    optimizer = torch.optim.Adam(model.parameters(), lr=options.learning_rate, fused=True)
+    optimizer = _optimizer(model, options)
     trained = Trained(model, id_tables)
     tokens = np.array([sample.tokens for sample in samples], np.int64)
     epochs = [token_batches(tokens, options.batch_tokens, rng) for _ in range(options.epochs)]
@@ -71,7 +77,12 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = options.learning_rate * rate_at(step / len(batches))
         sample = joined([samples[i] for i in batch], schema)
-        loss = task_loss(model(to_tensors(sample.batch)), torch.from_numpy(labels[sample.rows]))
+        tensors, known = to_tensors(sample.batch), torch.from_numpy(labels[sample.rows])
+        logits = model(tensors)
+        loss = task_loss(logits, known)
+        if options.listwise:
+            request = tensors["candidate_context"].long()
+            loss = loss + options.listwise * listwise_loss(logits, known, request)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         optimizer.step()
@@ -88,11 +99,39 @@ def task_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return ((losses * known).sum(0) / known.sum(0).clamp(min=1)).sum()
 
 
+def listwise_loss(logits: Tensor, labels: Tensor, request: Tensor) -> Tensor:
+    """Sum over tasks of the mean over positives of -log softmax among their request's candidates.
+
+    Only the order within a request matters to it, as to GAUC; the cross-entropy beside it keeps
+    the probabilities calibrated. Source: Cao et al., "Learning to Rank: From Pairwise Approach to
+    Listwise Approach" (top-one probability). `request` is int64 [rows]; only labelled rows count.
+    """
+    shifted = logits - logits.detach()[~labels.isnan()].max()
+    exponentials = shifted.masked_fill(labels.isnan(), -torch.inf).exp()
+    sums = logits.new_zeros(int(request.max()) + 1, logits.shape[1])
+    sums = sums.index_add(0, request, exponentials)
+    positive = labels == 1
+    losses = sums.index_select(0, request).clamp(min=1e-37).log() - shifted
+    return ((losses * positive).sum(0) / positive.sum(0).clamp(min=1)).sum()
+
+
 def rate_at(done: float, warm_up: float = 0.05) -> float:
     """Learning rate over its peak, at a share `done` of all steps: linear up, then cosine to 0."""
     if done < warm_up:
         return (done + 1e-3) / (warm_up + 1e-3)
     return 0.5 * (1 + math.cos(math.pi * (done - warm_up) / (1 - warm_up)))
+
+
+def _optimizer(model: MTGR, options: TrainingOptions) -> torch.optim.Optimizer:
+    """Adam; with decoupled weight decay of the embeddings alone."""
+    embeddings = list(model.embeddings.parameters())
+    own = {id(parameter) for parameter in embeddings}
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in own]
+    groups = [
+        {"params": embeddings, "weight_decay": options.embedding_decay},
+        {"params": rest, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=options.learning_rate, fused=True)
 
 
 def grow_id_tables(

@@ -11,7 +11,14 @@ from model_def.data.simulate import simulate
 from model_def.data.simulator import DAY_MS, SCHEMA, Marketplace
 from model_def.evaluate import as_text, predict, report
 from model_def.metrics import auc
-from model_def.train import TrainingOptions, grow_id_tables, rate_at, task_loss, train
+from model_def.train import (
+    TrainingOptions,
+    grow_id_tables,
+    listwise_loss,
+    rate_at,
+    task_loss,
+    train,
+)
 
 START_MS = 1_767_571_200_000
 TINY = PRESETS["tiny"]
@@ -71,6 +78,30 @@ def test_unlabelled_rows_weigh_nothing() -> None:
     loss.backward()
     assert logits.grad is not None
     assert torch.equal(logits.grad == 0, labels.isnan())
+
+
+def test_listwise_loss_is_a_softmax_over_the_labelled_rows_of_each_request() -> None:
+    """Each positive's -log share of its request's labelled rows, averaged; no positive, no loss."""
+    request = torch.tensor([0, 0, 0, 1, 1, 1, 2])
+    first = torch.tensor([1.0, 0, 0, 1, 1, np.nan, 0])
+    second = torch.tensor([0.0, 0, 0, 0, 0, 0, np.nan])
+    logits = torch.randn(7, 2, generator=torch.Generator().manual_seed(0)) * 3 + 20
+    logits[5, 0] = 90.0  # unlabelled
+    z = logits[:, 0]
+    expected = (z[0:3].logsumexp(0) - z[0] + 2 * z[3:5].logsumexp(0) - z[3] - z[4]) / 3
+    loss = listwise_loss(logits, torch.stack((first, second), 1), request)
+    torch.testing.assert_close(loss, expected)
+
+
+def test_embedding_decay_shrinks_embeddings(samples: list[TrainingSample], logs: Logs) -> None:
+    """Decay makes the embeddings smaller than they would be."""
+    labels = task_labels(logs.requests, TINY.tasks)
+    sizes = []
+    for decay in (0.0, 300.0):
+        options = TrainingOptions(epochs=1, embedding_decay=decay)
+        trained = train(TINY, SCHEMA, samples[:40], labels, options)
+        sizes.append(sum(float(p.detach().norm()) for p in trained.model.embeddings.parameters()))
+    assert sizes[1] < 0.9 * sizes[0]
 
 
 def test_needs_both_classes(samples: list[TrainingSample], logs: Logs) -> None:
