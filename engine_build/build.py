@@ -1,6 +1,6 @@
 """What a builder of an engine kind is told, and what it returns to the package it adds to."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +8,10 @@ from engine_build.runtime.engine import EngineError
 from engine_build.runtime.manifest import Limits, Precision
 from model_def.checkpoint import Checkpoint
 from model_def.schema import FeatureSchema
+
+TOLERANCE: Mapping[Precision, float] = {"float32": 1e-4, "float16": 4e-3, "bfloat16": 2e-2}
+"""Largest score difference of an engine from PyTorch in float32. In 16 bits some four times what
+PyTorch itself shows when it computes the presets in that precision."""
 
 
 class BuildError(EngineError):
@@ -26,7 +30,9 @@ class BuildOptions:
     plugin_library: Path | None = None
     """Our TensorRT plugins, as plugins/README.md builds them."""
     timing_cache: Path | None = None
-    """Read and written, so that a later build of the same layers takes seconds."""
+    """TensorRT's, read and written, so that a later build of the same layers takes seconds."""
+    traffic: Path | None = None
+    """Sizes of real batches, to choose the buckets of `cuda-graph` by."""
 
     def limits(self, schema: FeatureSchema, requests: int) -> Limits:
         """The largest batch of `requests` requests."""
@@ -49,6 +55,8 @@ class Built:
     tolerance: float
     limits: Limits | None
     builders: Mapping[str, str]
+    uses: Sequence[str] = ()
+    """Files of the package, beside the engine's own, that it loads."""
 
 
 Builder = Callable[[Checkpoint, Path, BuildOptions], Built]

@@ -52,6 +52,11 @@ DIRECTORY = click.Path(file_okay=False, path_type=Path)
 )
 @click.option("--plugin-library", type=FILE, help="TensorRT plugins; see plugins/README.md.")
 @click.option("--timing-cache", type=FILE, help="Read and written, to make the next build short.")
+@click.option(
+    "--traffic",
+    type=FILE,
+    help="CSV of batch sizes (requests, lifelong, realtime, candidates) for cuda-graph's buckets.",
+)
 def build(checkpoint: Path, package: Path, kinds: tuple[EngineKind, ...], **options: Any) -> None:
     """Build PACKAGE, ready to serve, from CHECKPOINT, a directory that 'mtgr train' wrote.
 

@@ -9,7 +9,7 @@ the task.
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,38 +18,20 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
-from torch import Tensor, nn
 
 from engine_build.onnx_functions import OPSET_VERSION, function_protos
 from engine_build.requests import random_batch
+from engine_build.runtime.tensors import engine_inputs
+from engine_build.serving import Serving
 from engine_build.translation import TRANSLATIONS
-from model_def.model import MTGR, owners
-from model_def.schema import ArraySpec, FeatureSchema
+from model_def.model import MTGR
+from model_def.schema import ArraySpec
 
 MAX_TABLE_ELEMENTS = 2**31
 """TensorRT's volume of one tensor; a larger embedding table belongs to the host."""
 
 MAX_FILE_BYTES = 2**31 - 2**20
 """What one protobuf file may hold, less the graph; larger weights go to a file beside it."""
-
-
-class Serving(nn.Module):
-    """The model as an engine sees it: the arrays of a serving batch -> a probability a task."""
-
-    def __init__(self, model: MTGR):
-        super().__init__()
-        self.model = model
-
-    def forward(self, arrays: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        candidates = arrays["candidate_visible"].shape[0]
-        context = owners(arrays["candidate_offsets"], candidates)
-        logits = self.model({**arrays, "candidate_context": context})
-        return torch.sigmoid(logits).unbind(1)
-
-
-def engine_inputs(schema: FeatureSchema) -> tuple[ArraySpec, ...]:
-    """The arrays of a packed batch that an engine takes, in order."""
-    return tuple(spec for spec in schema.arrays if spec.name != "context_candidates")
 
 
 def export_onnx(model: MTGR) -> ir.Model:

@@ -24,6 +24,7 @@ CHECKPOINT_FILES = (CONFIG, "weights.safetensors", "id_tables.npz", "training.js
 
 BUILDERS: dict[EngineKind, str] = {
     "onnx-cpu": "engine_build.onnx_cpu",
+    "cuda-graph": "engine_build.cuda_graph",
     "tensorrt": "engine_build.tensorrt.builder",
 }
 """Module of each kind, imported when asked for; its `build` is a `Builder`."""

@@ -24,3 +24,15 @@ def golden_dir() -> Path:
     if not path.is_dir():
         pytest.skip(f"NOT CHECKED: no golden vectors at {path} (set MTGR_SHARED)")
     return path
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what is marked `gpu`, loudly, where there is no GPU."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch  # only where a test needs it
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="NOT CHECKED: needs an NVIDIA GPU"))

@@ -28,6 +28,7 @@ CONFIG, GOLDEN = "config.json", "golden.npz"
 
 LOADERS: dict[EngineKind, str] = {
     "onnx-cpu": "engine_build.runtime.onnx_cpu",
+    "cuda-graph": "engine_build.runtime.cuda_graph",
     "tensorrt": "engine_build.runtime.tensorrt",
 }
 """Module of each kind, imported when asked for; its `load(directory, package config, threads)`

@@ -46,17 +46,19 @@ class TensorError(ValueError):
     expected."""
 
 
+def engine_inputs(schema: FeatureSchema) -> tuple[ArraySpec, ...]:
+    """The arrays of a packed batch that an engine takes, in order: all but
+    `context_candidates`, which the candidates' offsets tell."""
+    return tuple(spec for spec in schema.arrays if spec.name != "context_candidates")
+
+
 def request_tensors(schema: FeatureSchema) -> tuple[ArraySpec, ...]:
     """The 1-D tensors of one request, at most 15.
 
     All arrays of a packed batch but the offsets, and `context_candidates`: a request has one
     context row, whose candidates are all of its own.
     """
-    return tuple(
-        spec
-        for spec in schema.arrays
-        if spec.rows != "offset" and spec.name != "context_candidates"
-    )
+    return tuple(spec for spec in engine_inputs(schema) if spec.rows != "offset")
 
 
 def served_name(config: PackageConfig, kind: EngineKind) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import onnx_ir as ir
 import tensorrt as trt
 
-from engine_build.build import BuildError, BuildOptions, Built
+from engine_build.build import TOLERANCE, BuildError, BuildOptions, Built
 from engine_build.export import save_onnx
 from engine_build.onnx_functions import PLUGIN_ATTRIBUTES
 from engine_build.runtime.cuda import device_name
@@ -28,10 +28,6 @@ from model_def.checkpoint import Checkpoint
 
 OLDEST = (10, 8)
 """Strong typing in bfloat16, and IPluginV3 with what our plugins use."""
-
-TOLERANCE = {"float16": 4e-3, "bfloat16": 2e-2}
-"""Largest score difference from PyTorch in float32: some four times what PyTorch itself shows when
-it computes the presets in that precision."""
 
 WORKSPACE_BYTES = 8 << 30
 """Scratch memory that a tactic may take, at most."""

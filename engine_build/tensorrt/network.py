@@ -8,10 +8,15 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from engine_build.export import engine_inputs, export_onnx
+from engine_build.export import export_onnx
 from engine_build.precision import in_precision
 from engine_build.runtime.manifest import Limits
-from engine_build.runtime.tensors import OFFSET_ROWS, offset_input_name, offset_source
+from engine_build.runtime.tensors import (
+    OFFSET_ROWS,
+    engine_inputs,
+    offset_input_name,
+    offset_source,
+)
 from model_def.model import MTGR
 from model_def.schema import FeatureSchema
 

@@ -10,10 +10,11 @@ import pytest
 from onnx import helper
 
 from engine_build import export
-from engine_build.export import engine_inputs, export_onnx, save_onnx
+from engine_build.export import export_onnx, save_onnx
 from engine_build.onnx_functions import DOMAIN, OPERATORS, PLUGIN_ATTRIBUTES
 from engine_build.requests import random_batch
 from engine_build.runtime.onnx_cpu import MODEL
+from engine_build.runtime.tensors import engine_inputs
 from model_def.config import PRESETS
 from model_def.model import to_tensors
 from tests.model_def import cases

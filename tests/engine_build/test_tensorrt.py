@@ -15,12 +15,11 @@ import pytest
 from onnx import TensorProto
 
 from engine_build.build import BuildError, BuildOptions
-from engine_build.export import engine_inputs
 from engine_build.onnx_functions import OPERATORS, PLUGIN_ATTRIBUTES
 from engine_build.package import pytorch_scores
 from engine_build.requests import random_batch
 from engine_build.runtime.manifest import Limits
-from engine_build.runtime.tensors import OFFSET_ROWS, offset_input_name
+from engine_build.runtime.tensors import OFFSET_ROWS, engine_inputs, offset_input_name
 from engine_build.tensorrt.network import (
     Shape,
     profile_shapes,

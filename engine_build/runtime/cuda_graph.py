@@ -1,0 +1,127 @@
+"""Engine kind `cuda-graph`: the PyTorch model on our CUDA kernels, captured once a shape bucket.
+
+A batch is staged in page-locked memory, copied to the GPU in one piece, and replayed as the graph
+of the smallest bucket that holds it. A batch that none holds runs uncaptured, and is counted.
+"""
+
+import json
+from functools import cache
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from engine_build.precision import in_precision
+from engine_build.runtime.buckets import fitting, layout, size_of, stage, tokens
+from engine_build.runtime.engine import Engine, Scores
+from engine_build.runtime.manifest import MANIFEST, Limits, Manifest, PackageError
+from engine_build.runtime.tensors import engine_inputs
+from engine_build.serving import Serving
+from model_def.batch import PackedBatch
+from model_def.checkpoint import load as load_checkpoint
+from model_def.config import PackageConfig
+from model_def.schema import FeatureSchema
+from plugins import loader
+
+BUCKETS = "buckets.json"
+WARM_UPS = 3
+"""Runs before a capture: libraries choose their algorithms and allocate in the first ones."""
+
+
+class Slot:
+    """The static arrays of one bucket: one host buffer, one device buffer, views into both."""
+
+    def __init__(self, schema: FeatureSchema, bucket: Limits, device: torch.device):
+        places, size = layout(schema, bucket)
+        self._host = torch.zeros(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        self._device = torch.zeros(size, dtype=torch.uint8, device=device)
+        self._views: dict[str, NDArray[Any]] = {}
+        self.arrays: dict[str, Tensor] = {}
+        for spec in engine_inputs(schema):
+            place = places[spec.name]
+            self._views[spec.name] = self._host[place].numpy().view(spec.dtype)
+            dtype = torch.from_numpy(np.empty(0, spec.dtype)).dtype
+            self.arrays[spec.name] = self._device[place].view(dtype)
+
+    def fill(self, batch: PackedBatch) -> None:
+        """Stage the batch and enqueue its one copy to the device, on the current stream."""
+        stage(batch, self._views)
+        self._device.copy_(self._host, non_blocking=True)
+
+
+class CudaGraphEngine:
+    """Captured graphs by bucket, sharing one memory pool: one of them runs at a time."""
+
+    kind = "cuda-graph"
+
+    def __init__(self, serving: Serving, schema: FeatureSchema, buckets: tuple[Limits, ...]):
+        self._device = torch.device("cuda")
+        self._serving, self._schema = serving.to(self._device).eval(), schema
+        self._tasks = serving.model.config.tasks
+        self._stream: torch.cuda.Stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]  # torch's own
+        self._lock = Lock()
+        self._pool: Any = torch.cuda.graph_pool_handle()
+        self.uncaptured_runs = 0
+        """Batches that no bucket held."""
+        # The largest first: the others then fit in the memory that it took from the pool.
+        largest_first = sorted(buckets, key=tokens, reverse=True)
+        self._graphs = {bucket: self._capture(bucket) for bucket in largest_first}
+
+    @torch.inference_mode()
+    def run(self, batch: PackedBatch) -> Scores:
+        """Scores of the batch, of any size that the GPU's memory holds."""
+        size = size_of(batch, self._schema)
+        with self._lock, torch.cuda.stream(self._stream):
+            bucket = fitting(self._graphs, size)
+            if bucket is None:
+                self.uncaptured_runs += 1
+                slot = Slot(self._schema, size, self._device)
+                slot.fill(batch)
+                result = torch.stack(self._serving(slot.arrays))
+            else:
+                slot, graph, result = self._graphs[bucket]
+                slot.fill(batch)
+                graph.replay()
+            scores = result[:, : size.candidates].cpu().numpy()
+        return Scores(dict(zip(self._tasks, scores, strict=True)))
+
+    @torch.inference_mode()
+    def _capture(self, bucket: Limits) -> tuple[Slot, torch.cuda.CUDAGraph, Tensor]:
+        slot = Slot(self._schema, bucket, self._device)
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            for _ in range(WARM_UPS):
+                self._serving(slot.arrays)
+        self._stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            result = torch.stack(self._serving(slot.arrays))
+        return slot, graph, result
+
+
+@cache
+def _register_kernels() -> None:
+    """Once a process: the operators are the process's."""
+    loader.register()
+
+
+def load(directory: Path, config: PackageConfig, threads: int) -> Engine:
+    """The engine of a package's `cuda-graph` folder, from the checkpoint beside it.
+
+    Raises PackageError without a GPU or its kernels. `threads` are the host's: it uses the
+    caller's only.
+    """
+    if not torch.cuda.is_available():
+        raise PackageError(f"{directory}: PyTorch {torch.__version__} finds no NVIDIA GPU here")
+    try:
+        _register_kernels()
+    except loader.LibraryError as error:
+        raise PackageError(f"cuda-graph: {error}") from error
+    manifest = Manifest.read(directory / MANIFEST)
+    buckets = tuple(map(Limits.model_validate, json.loads((directory / BUCKETS).read_text())))
+    model = in_precision(load_checkpoint(directory.parent).model, manifest.precision)
+    return CudaGraphEngine(Serving(model), config.features, buckets)
