@@ -40,9 +40,10 @@ def threads_option(command: Command) -> Command:
     return click.option(
         "--threads",
         type=click.IntRange(1),
-        default=len(os.sched_getaffinity(0)),
-        show_default="all cores",
-        help="threads of PyTorch; results are equal bit for bit only for an equal number",
+        default=1,
+        show_default=True,
+        help="threads of PyTorch: more help models above tiny, and hurt on busy cores; results "
+        "are equal bit for bit only for an equal number",
     )(command)
 
 
