@@ -12,8 +12,15 @@ demo-stop:                   ## stop the server that `make demo` or `make train-
 	$(RUN)/mtgr demo --stop
 
 train-demo: $(VENV)/.dev     ## the same from nothing: simulate, train, build, serve
-	RUN=$(RUN) bash model_def/data/train_demo.sh var/train-demo
+	$(RUN)/mtgr simulate var/train-demo/logs
+	$(RUN)/mtgr train var/train-demo/logs var/train-demo/checkpoint
+	$(RUN)/mtgr build var/train-demo/checkpoint var/train-demo/package
 	$(RUN)/mtgr demo --package var/train-demo/package
+
+demo-package: $(VENV)/.dev   ## make the package that `make demo` serves
+	$(RUN)/mtgr simulate var/demo-package/logs
+	$(RUN)/mtgr train --version demo-1 var/demo-package/logs var/demo-package/checkpoint
+	$(RUN)/mtgr build var/demo-package/checkpoint service/demo_package
 
 test: lint                   ## lint, types and every test that needs no GPU
 	$(RUN)/pytest -q -n 2 --dist loadfile
