@@ -1,6 +1,6 @@
 """What a builder of an engine kind is told, and what it returns to the package it adds to."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,8 +55,6 @@ class Built:
     tolerance: float
     limits: Limits | None
     builders: Mapping[str, str]
-    uses: Sequence[str] = ()
-    """Files of the package, beside the engine's own, that it loads."""
 
 
 Builder = Callable[[Checkpoint, Path, BuildOptions], Built]

@@ -83,12 +83,19 @@ def build(checkpoint: Path, package: Path, kinds: tuple[EngineKind, ...], **opti
 
 @click.command()
 @click.argument("package", type=DIRECTORY)
+@click.option(
+    "--kind",
+    "kinds",
+    type=click.Choice(sorted(BUILDERS)),
+    multiple=True,
+    help="Engine to verify; may be repeated.  [default: all of the package]",
+)
 @click.option("--requests", default=20, show_default=True, help="Random requests to score.")
 @click.option("--seed", default=0, show_default=True, help="Of the random requests.")
-def verify(package: Path, requests: int, seed: int) -> None:
+def verify(package: Path, kinds: tuple[EngineKind, ...], requests: int, seed: int) -> None:
     """Compare every engine of PACKAGE with PyTorch; fail if one differs beyond its tolerance."""
     try:
-        verdicts = list(verification.verify(package, requests, seed))
+        verdicts = list(verification.verify(package, kinds, requests, seed))
     except (EngineError, CheckpointError) as error:
         raise click.ClickException(str(error)) from error
     for verdict in verdicts:

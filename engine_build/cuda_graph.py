@@ -19,21 +19,23 @@ from model_def.schema import FeatureSchema
 MOST_BUCKETS = 48
 """A captured graph costs about a second of start-up and some megabytes."""
 
-CHECKPOINT_FILES = ("weights.safetensors", "id_tables.npz", "training.json")
-
 
 def build(checkpoint: Checkpoint, directory: Path, options: BuildOptions) -> Built:
-    """Write the buckets to `directory`; raises BuildError for traffic that cannot be read."""
+    """Write the buckets to `directory`, and how much of them this traffic leaves empty.
+
+    Raises BuildError for traffic that cannot be read.
+    """
     schema = checkpoint.config.features
     largest = options.limits(schema, options.batch_requests)
     sizes = read_sizes(options.traffic) if options.traffic else assumed_sizes(schema, options)
     buckets = choose_buckets(sizes, largest, MOST_BUCKETS)
-    fields = [bucket.model_dump() for bucket in buckets]
-    (directory / BUCKETS).write_text(json.dumps(fields, indent=1) + "\n")
-    builders = {"torch": torch.__version__, "padding": f"{mean_padding(buckets, sizes):.3f}"}
-    return Built(
-        options.precision, TOLERANCE[options.precision], largest, builders, CHECKPOINT_FILES
-    )
+    saved = {
+        "padding": mean_padding(buckets, sizes),
+        "buckets": [bucket.model_dump() for bucket in buckets],
+    }
+    (directory / BUCKETS).write_text(json.dumps(saved, indent=1) + "\n")
+    tolerance = TOLERANCE[options.precision]
+    return Built(options.precision, tolerance, largest, {"torch": torch.__version__})
 
 
 def read_sizes(file: Path) -> list[Limits]:

@@ -1,6 +1,6 @@
 """Engine against PyTorch: the package's golden requests, and requests it has never seen."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import numpy as np
 from engine_build.package import pytorch_scores
 from engine_build.requests import random_request
 from engine_build.runtime.golden import Golden, replay
+from engine_build.runtime.manifest import EngineKind
 from engine_build.runtime.package import open_package
 from model_def.checkpoint import load
 
@@ -27,8 +28,9 @@ class Verdict:
         return self.difference <= self.tolerance
 
 
-def verify(path: Path, requests: int, seed: int) -> Iterator[Verdict]:
-    """Check each engine of a package on its golden requests and `requests` random ones.
+def verify(path: Path, kinds: Sequence[EngineKind], requests: int, seed: int) -> Iterator[Verdict]:
+    """Check the engines of `kinds`, or all of a package, on its golden requests and on `requests`
+    random ones.
 
     PyTorch scores them all anew from the package's own weights.
     """
@@ -44,6 +46,7 @@ def verify(path: Path, requests: int, seed: int) -> Iterator[Verdict]:
         candidates = int(rng.integers(1, 200))
         batches.append(random_request(schema, rng, lifelong, realtime, candidates, known))
     expected = [Golden(batch, pytorch_scores(checkpoint.model, batch)) for batch in batches]
-    for kind, manifest in package.manifests.items():
+    for kind in kinds or tuple(package.manifests):
         engine = package.load_engine(kind)
-        yield Verdict(kind, replay(engine, expected, schema), manifest.tolerance)
+        tolerance = package.manifests[kind].tolerance
+        yield Verdict(kind, replay(engine, expected, schema), tolerance)

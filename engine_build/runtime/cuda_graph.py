@@ -122,6 +122,7 @@ def load(directory: Path, config: PackageConfig, threads: int) -> Engine:
     except loader.LibraryError as error:
         raise PackageError(f"cuda-graph: {error}") from error
     manifest = Manifest.read(directory / MANIFEST)
-    buckets = tuple(map(Limits.model_validate, json.loads((directory / BUCKETS).read_text())))
+    saved = json.loads((directory / BUCKETS).read_text())
+    buckets = tuple(map(Limits.model_validate, saved["buckets"]))
     model = in_precision(load_checkpoint(directory.parent).model, manifest.precision)
     return CudaGraphEngine(Serving(model), config.features, buckets)

@@ -47,7 +47,8 @@ class ModelPackage:
     def load_engine(self, kind: EngineKind = "onnx-cpu", threads: int = 1) -> Engine:
         """Load the engine of `kind`, on `threads` cores, and replay the golden requests on it.
 
-        Raises PackageError if the package has none, ParityError if its scores are off.
+        Raises PackageError if the package has none or this machine cannot run it, ParityError if
+        its scores are off.
         """
         manifest = self.manifests.get(kind)
         if manifest is None or kind not in LOADERS:
@@ -55,7 +56,12 @@ class ModelPackage:
                 f"{self.path}: has no {kind} engine to load here, only {sorted(self.manifests)}; "
                 f"build it with 'mtgr build --kind {kind}'"
             )
-        load: Callable[[Path, PackageConfig, int], Engine] = import_module(LOADERS[kind]).load
+        try:
+            load: Callable[[Path, PackageConfig, int], Engine] = import_module(LOADERS[kind]).load
+        except ModuleNotFoundError as error:
+            raise PackageError(
+                f"{self.path / kind}: needs {error.name}, which is not installed here"
+            ) from error
         engine = load(self.path / kind, self.config, threads)
         require_parity(engine, self.golden, self.config.features, manifest.tolerance)
         return engine

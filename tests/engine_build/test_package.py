@@ -45,6 +45,17 @@ def copied(package_dir: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(package_dir, tmp_path / "package"))
 
 
+@pytest.fixture
+def with_tensorrt(copied: Path) -> Path:
+    """The copy with an engine of another kind, from another machine."""
+    shutil.copytree(copied / "onnx-cpu", copied / "tensorrt")
+    manifest = Manifest.read(copied / "tensorrt" / "manifest.json")
+    files = {name.replace("onnx-cpu/", "tensorrt/"): h for name, h in manifest.files.items()}
+    other = manifest.model_copy(update={"kind": "tensorrt", "files": files})
+    other.write(copied / "tensorrt" / "manifest.json")
+    return copied
+
+
 def assert_scores(given: Any, expected: Any, atol: float) -> None:
     assert set(given) == set(expected) == {"ctr", "ctcvr"}
     for task, values in expected.items():
@@ -123,6 +134,16 @@ def test_absent_kind(package_dir: Path) -> None:
         open_package(package_dir).load_engine("tensorrt")
 
 
+def test_kind_of_another_machine(with_tensorrt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that needs what is not installed here is refused by that name, and alone."""
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.delitem(sys.modules, "engine_build.runtime.tensorrt", raising=False)
+    package = open_package(with_tensorrt)
+    with pytest.raises(PackageError, match="tensorrt: needs tensorrt, which is not installed"):
+        package.load_engine("tensorrt")
+    assert package.load_engine("onnx-cpu").kind == "onnx-cpu"
+
+
 def test_lost_parity(copied: Path) -> None:
     """An engine whose scores are not PyTorch's is refused, its files being intact."""
     file = copied / "golden.npz"
@@ -148,15 +169,10 @@ def test_manifest(package_dir: Path) -> None:
     assert set(fields["files"]) == every - {"onnx-cpu/manifest.json"}
 
 
-def test_rebuild_keeps_other_engines(copied: Path, checkpoint_dir: Path) -> None:
+def test_rebuild_keeps_other_engines(with_tensorrt: Path, checkpoint_dir: Path) -> None:
     """Building into a package of the same checkpoint keeps its other engines."""
-    shutil.copytree(copied / "onnx-cpu", copied / "tensorrt")
-    manifest = Manifest.read(copied / "tensorrt" / "manifest.json")
-    files = {n.replace("onnx-cpu/", "tensorrt/"): h for n, h in manifest.files.items()}
-    other = manifest.model_copy(update={"kind": "tensorrt", "files": files})
-    other.write(copied / "tensorrt" / "manifest.json")
-    build_package(checkpoint_dir, copied, ["onnx-cpu"], progress=lambda step: None)
-    assert set(open_package(copied).manifests) == {"onnx-cpu", "tensorrt"}
+    build_package(checkpoint_dir, with_tensorrt, ["onnx-cpu"], progress=lambda step: None)
+    assert set(open_package(with_tensorrt).manifests) == {"onnx-cpu", "tensorrt"}
 
 
 def test_rebuild_of_another_checkpoint(
