@@ -14,12 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ABI_VERSION = 1
+from plugins.abi import (
+    ABI_VERSION,
+    INT,
+    LONG,
+    POINTER,
+    AttentionArgs,
+    AttentionMemory,
+    NormArgs,
+    Rows,
+)
+
 LIBRARY = "libmtgr_ops.so"
 BUILD_COMMAND = "cmake -S plugins -B build/plugins && cmake --build build/plugins"
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-
-_INT, _LONG, _FLOAT, _POINTER = ctypes.c_int32, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 
 
 class LibraryError(RuntimeError):
@@ -28,44 +36,6 @@ class LibraryError(RuntimeError):
 
 class KernelError(RuntimeError):
     """CUDA refused a launch."""
-
-
-class Rows(ctypes.Structure):
-    """`mtgr_rows`: a [rows, heads, head_dim] view, strides in elements."""
-
-    _fields_ = [("data", _POINTER), ("row_stride", _LONG), ("head_stride", _LONG)]
-
-
-class AttentionArgs(ctypes.Structure):
-    """`mtgr_attention_args`."""
-
-    _fields_ = [
-        *((name, _INT) for name in ("dtype", "head_dim", "heads", "kv_heads", "batch")),
-        *((name, _INT) for name in ("static_rows", "rt_rows", "candidate_rows")),
-        ("first_query_segment", _INT),
-        *((name, _FLOAT) for name in ("alpha", "inv_n")),
-        *((name, Rows) for name in ("q", "static_k", "static_v", "recent_k", "recent_v")),
-        *((name, _POINTER) for name in ("out", "static_offsets", "rt_offsets")),
-        *((name, _POINTER) for name in ("candidate_offsets", "rt_visible", "candidate_visible")),
-    ]
-
-
-class AttentionMemory(ctypes.Structure):
-    """`mtgr_attention_memory`: bytes."""
-
-    _fields_ = [("partials", ctypes.c_size_t), ("counters", ctypes.c_size_t)]
-
-
-class NormArgs(ctypes.Structure):
-    """`mtgr_norm_args`."""
-
-    _fields_ = [
-        *((name, _INT) for name in ("dtype", "parameter_dtype", "rows", "dim", "groups")),
-        ("eps", _FLOAT),
-        *((name, _POINTER) for name in ("x", "gate")),
-        *((name, _LONG) for name in ("x_stride", "gate_stride")),
-        *((name, _POINTER) for name in ("group", "weight", "bias", "out")),
-    ]
 
 
 @dataclass
@@ -161,7 +131,7 @@ class Library:
             counters = self._counter_slot(memory.counters, stream, q.device)
             self._check(
                 self._c.mtgr_attention(
-                    ctypes.byref(args), _pointer(partials), _pointer(counters), _POINTER(stream)
+                    ctypes.byref(args), _pointer(partials), _pointer(counters), POINTER(stream)
                 )
             )
         return out
@@ -178,6 +148,29 @@ class Library:
         """See the operator: the norm of x * gate."""
         return self._norm(x, gate, group, weight, bias, eps)
 
+    def silu_gated_group_layer_norm(
+        self, x: Tensor, gate: Tensor, group: Tensor, weight: Tensor, bias: Tensor, eps: float
+    ) -> Tensor:
+        """The norm of x * silu(gate): a projection's u columns need no pass of their own."""
+        return self._norm(x, gate, group, weight, bias, eps, silu_gate=True)
+
+    def silu_(self, x: Tensor) -> Tensor:
+        """SiLU in place on fp16 or bf16 [rows, columns], the last dimension contiguous."""
+        if x.ndim != 2 or x.stride(1) != 1:
+            raise ValueError("x: expected [rows, columns] with a contiguous last dimension")
+        with torch.cuda.device(x.device):
+            self._check(
+                self._c.mtgr_silu(
+                    INT(_dtype("x", x)),
+                    _pointer(x),
+                    INT(x.shape[0]),
+                    INT(x.shape[1]),
+                    LONG(x.stride(0)),
+                    POINTER(_stream(x)),
+                )
+            )
+        return x
+
     def id_lookup(self, ids: Tensor, keys: Tensor, rows: Tensor, max_probe: int) -> Tensor:
         """See the operator: int64 [N] -> int32 [N]."""
         out = torch.empty(ids.shape, dtype=torch.int32, device=ids.device)
@@ -186,13 +179,13 @@ class Library:
             self._check(
                 self._c.mtgr_id_lookup(
                     _pointer(ids),
-                    _INT(len(ids)),
+                    INT(len(ids)),
                     _pointer(keys),
                     _pointer(rows),
-                    _LONG(len(keys)),
-                    _INT(max_probe),
+                    LONG(len(keys)),
+                    INT(max_probe),
                     _pointer(out),
-                    _POINTER(_stream(ids)),
+                    POINTER(_stream(ids)),
                 )
             )
         return out
@@ -205,6 +198,7 @@ class Library:
         weight: Tensor,
         bias: Tensor,
         eps: float,
+        silu_gate: bool = False,
     ) -> Tensor:
         if weight.dtype != bias.dtype:
             raise ValueError(f"bias: expected weight's {weight.dtype}, got {bias.dtype}")
@@ -219,6 +213,7 @@ class Library:
             x.shape[0],
             x.shape[1],
             weight.shape[0],
+            silu_gate,
             eps,
             x.data_ptr(),
             None if gate is None else gate.data_ptr(),
@@ -230,14 +225,14 @@ class Library:
             out.data_ptr(),
         )
         with torch.cuda.device(x.device):
-            self._check(self._c.mtgr_group_layer_norm(ctypes.byref(args), _POINTER(_stream(x))))
+            self._check(self._c.mtgr_group_layer_norm(ctypes.byref(args), POINTER(_stream(x))))
         return out
 
     def _counter_slot(self, size: int, stream: int, device: torch.device) -> Tensor | None:
         if size == 0:
             return None
         capture = ctypes.c_uint64()
-        self._check(self._c.mtgr_capture_id(_POINTER(stream), ctypes.byref(capture)))
+        self._check(self._c.mtgr_capture_id(POINTER(stream), ctypes.byref(capture)))
         counters = self._counters.setdefault(device, Counters(size))
         return counters.slot(capture.value, stream, device)
 
@@ -277,7 +272,7 @@ def _rows(view: Tensor) -> Rows:
 
 
 def _pointer(tensor: Tensor | None) -> Any:
-    return _POINTER(None if tensor is None else tensor.data_ptr())
+    return POINTER(None if tensor is None else tensor.data_ptr())
 
 
 def _stream(tensor: Tensor) -> int:

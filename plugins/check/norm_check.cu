@@ -12,13 +12,12 @@ namespace {
 
 constexpr int kGroups = 4;
 
-// bf16 rows with fp32 parameters; the gate is a column block of a wider tensor, as in uvqk.
+// bf16 rows and parameters; the gate is a column block of a wider tensor, as in uvqk.
 struct NormCase {
   int rows, dim;
   bool gated;
   float eps;
-  DeviceArray<__nv_bfloat16> x, uvqk, out;
-  DeviceArray<float> weight, bias;
+  DeviceArray<__nv_bfloat16> x, uvqk, out, weight, bias;
   DeviceArray<int32_t> group;
 
   static std::vector<__nv_bfloat16> halves(size_t count, int seed) {
@@ -27,13 +26,6 @@ struct NormCase {
     std::vector<__nv_bfloat16> out(count);
     for (size_t i = 0; i < count; ++i)
       out[i] = i < 1 << 18 ? __float2bfloat16(normal(random)) : out[i - (1 << 18)];
-    return out;
-  }
-  static std::vector<float> floats(size_t count, int seed) {
-    std::mt19937 random(seed);
-    std::normal_distribution<float> normal;
-    std::vector<float> out(count);
-    for (auto& value : out) value = normal(random);
     return out;
   }
   static std::vector<int32_t> groups(int rows) {
@@ -46,10 +38,10 @@ struct NormCase {
   NormCase(int rows, int dim, bool gated, float eps = 1e-6f)
       : rows(rows), dim(dim), gated(gated), eps(eps), x(halves(size_t(rows) * dim, 1)),
         uvqk(halves(gated ? size_t(rows) * 4 * dim : 0, 2)), out(size_t(rows) * dim),
-        weight(floats(kGroups * dim, 4)), bias(floats(kGroups * dim, 5)), group(groups(rows)) {}
+        weight(halves(kGroups * dim, 4)), bias(halves(kGroups * dim, 5)), group(groups(rows)) {}
 
   void launch(cudaStream_t stream) const {
-    const mtgr_norm_args args{MTGR_BFLOAT16, MTGR_FLOAT32, rows, dim, kGroups, eps, x.data(),
+    const mtgr_norm_args args{MTGR_BFLOAT16, MTGR_BFLOAT16, rows, dim, kGroups, 0, eps, x.data(),
                               gated ? uvqk.data() : nullptr, dim, 4 * dim, group.data(),
                               weight.data(), bias.data(), out.data()};
     CHECK_MTGR(mtgr_group_layer_norm(&args, stream));
@@ -71,7 +63,9 @@ struct NormCase {
       for (int c = 0; c < dim; ++c) variance += (z[c] - mean) * (z[c] - mean) / dim;
       for (int c = 0; c < dim; ++c) {
         const int at = of[row] * dim + c;
-        const double want = (z[c] - mean) / std::sqrt(variance + eps) * weights[at] + biases[at];
+        const double want = (z[c] - mean) / std::sqrt(variance + eps) *
+                                __bfloat162float(weights[at]) +
+                            __bfloat162float(biases[at]);
         const double have = __bfloat162float(got[size_t(row) * dim + c]);
         difference += (have - want) * (have - want);
         norm += want * want;

@@ -32,6 +32,19 @@ __device__ Vector<T> load(const T* source) {
   return *reinterpret_cast<const Vector<T>*>(source);
 }
 
+// The same for rows that are read once: they do not push the affine parameters out of L1.
+template <class T>
+__device__ Vector<T> load_once(const T* source) {
+  Vector<T> out;
+  auto* words = reinterpret_cast<uint4*>(&out);
+#pragma unroll
+  for (int i = 0; i < static_cast<int>(sizeof(Vector<T>) / 16); ++i)
+    asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+        : "=r"(words[i].x), "=r"(words[i].y), "=r"(words[i].z), "=r"(words[i].w)
+        : "l"(reinterpret_cast<const uint4*>(source) + i));
+  return out;
+}
+
 // The sum over the threads of a row; every thread gets it.
 template <bool kBlockRow>
 __device__ float row_sum(float x) {
@@ -57,7 +70,7 @@ __global__ void __launch_bounds__(kBlockThreads<kBlockRow>)
   auto load_row = [&](const auto* source, auto (&vectors)[kVectors]) {
 #pragma unroll
     for (int i = 0; i < kVectors; ++i)
-      if (column(i) < a.dim) vectors[i] = load(source + column(i));
+      if (column(i) < a.dim) vectors[i] = load_once(source + column(i));
   };
 
   Vector<T> x[kVectors] = {}, gate[kVectors] = {};
@@ -70,7 +83,11 @@ __global__ void __launch_bounds__(kBlockThreads<kBlockRow>)
   for (int i = 0; i < kVectors; ++i)
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
-      z[i][j] = to_float(x[i].value[j]) * (kGated ? to_float(gate[i].value[j]) : 1.f);
+      z[i][j] = to_float(x[i].value[j]);
+      if constexpr (kGated) {
+        const float factor = to_float(gate[i].value[j]);
+        z[i][j] *= a.silu_gate ? silu_of_twice(factor / 2) : factor;
+      }
       sum += z[i][j];
     }
   const float mean = row_sum<kBlockRow>(sum) / a.dim;

@@ -24,7 +24,6 @@ class Consumer {
         begin(work);
         wait_query();
         attend(work);
-        release(&shared_.query_empty[index_]);
         if (work.parts == 1)
           store<true>(work, kAllGroups);
         else if (const int owned = combine(work))
@@ -130,7 +129,7 @@ class Consumer {
     const int other = work.ranged_units() + 1 - index_, end = work.unit_end;
     int unit = work.unit_begin;
     if (unit == other) skip(), ++unit;
-    if (unit == end) return;
+    if (unit == end) return release(&shared_.query_empty[index_]);
     uint32_t weights[16];
     issue_scores();
     products_wait<0>();
@@ -142,6 +141,7 @@ class Consumer {
       ring_.advance();
       if (++unit == other && unit < end) skip(), ++unit;
       if (unit == end) {
+        release(&shared_.query_empty[index_]);  // all scores are there
         wait_slot(value);
         issue_sum(value.slot, weights);
         products_wait<0>();

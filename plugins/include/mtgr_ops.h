@@ -20,7 +20,7 @@ extern "C" {
 #define MTGR_API __attribute__((visibility("default")))
 
 /* Raised with every change of a signature or a struct below; the loaders compare it. */
-#define MTGR_ABI_VERSION 1
+#define MTGR_ABI_VERSION 2
 
 typedef enum { MTGR_FLOAT32 = 0, MTGR_FLOAT16 = 1, MTGR_BFLOAT16 = 2 } mtgr_dtype;
 
@@ -89,13 +89,15 @@ MTGR_API int mtgr_attention(const mtgr_attention_args* args, void* partials, voi
                             mtgr_stream stream);
 
 /* out[t] = (z - mean(z)) / sqrt(var(z) + eps) * weight[group[t]] + bias[group[t]], where z = x[t],
- * or x[t] * gate[t] if gate is given; statistics in fp32. gate rows may be strided. */
+ * or x[t] * gate[t] if gate is given, or x[t] * silu(gate[t]) if silu_gate is set too; statistics in
+ * fp32. gate rows may be strided. */
 typedef struct {
   int32_t dtype;            /* of x, gate and out */
   int32_t parameter_dtype;  /* of weight and bias: dtype or MTGR_FLOAT32 */
   int32_t rows;
   int32_t dim; /* a multiple of 8, at most 8192 */
   int32_t groups;
+  int32_t silu_gate;        /* saves a pass over the u columns of a projection */
   float eps;
   const void* x;
   const void* gate; /* or null */
@@ -108,6 +110,10 @@ typedef struct {
 } mtgr_norm_args;
 
 MTGR_API int mtgr_group_layer_norm(const mtgr_norm_args* args, mtgr_stream stream);
+
+/* x = silu(x) in place, on rows of `columns` (a multiple of 8) elements. */
+MTGR_API int mtgr_silu(int32_t dtype, void* x, int32_t rows, int32_t columns, int64_t row_stride,
+                       mtgr_stream stream);
 
 /* rows_out[i] = the row of ids[i] in a frozen open-addressing table, 0 if absent.
  * capacity is a power of two; a slot whose row is 0 is empty; at most max_probe slots are read. */

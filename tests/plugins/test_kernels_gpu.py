@@ -13,6 +13,7 @@ from torch.nn.functional import silu
 from model_def import ops
 from model_def.id_table import IdTable
 from model_def.reference import dense_mask
+from plugins import loader
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("kernels")]
 
@@ -184,6 +185,25 @@ def test_norms_equal_their_definition(dtype: torch.dtype, dim: int, gated: bool)
     )
     limit = {torch.float32: 2e-6, torch.float16: 4e-4, torch.bfloat16: 3e-3}[dtype]
     assert relative(ours, exact) < limit
+
+
+def test_silu_in_the_gate_equals_silu_before_it(kernels: loader.Library) -> None:
+    """A pass over v, q, k and the gated norm's own SiLU of u replace the pass over u, v, q, k."""
+    torch.manual_seed(0)
+    x, uvqk = (torch.randn(301, n).bfloat16().cuda() for n in (768, 4 * 768))
+    group = torch.randint(0, 4, (301,), dtype=torch.int32).cuda()
+    weight, bias = torch.randn(4, 768).cuda(), torch.randn(4, 768).cuda()
+    exact = silu(uvqk.double())
+    rest = (group, weight, bias, 1e-6)
+    z = x.double() * exact[:, :768]
+    z = (z - z.mean(1, keepdim=True)) / (z.var(1, unbiased=False, keepdim=True) + 1e-6).sqrt()
+    expected = z * weight.double()[group.long()] + bias.double()[group.long()]
+    u = uvqk[:, :768].clone()
+    kernels.silu_(uvqk[:, 768:])
+    assert torch.equal(uvqk[:, :768], u)
+    assert relative(uvqk[:, 768:], exact[:, 768:]) < 3e-3
+    ours = kernels.silu_gated_group_layer_norm(x, uvqk[:, :768], *rest)
+    assert relative(ours, expected) < 3e-3
 
 
 def test_id_lookup_equals_the_cpu() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from plugins import loader
+from plugins import abi, loader
 
 INCLUDE = Path(loader.__file__).parent / "include"
 
@@ -46,13 +46,13 @@ def test_a_library_of_another_version_is_refused(tmp_path: Path) -> None:
 def test_the_structs_are_those_of_the_header(tmp_path: Path) -> None:
     """Every field of the ctypes structs lies where C puts it, and the version agrees."""
     structs = {
-        "mtgr_rows": loader.Rows,
-        "mtgr_attention_args": loader.AttentionArgs,
-        "mtgr_attention_memory": loader.AttentionMemory,
-        "mtgr_norm_args": loader.NormArgs,
+        "mtgr_rows": abi.Rows,
+        "mtgr_attention_args": abi.AttentionArgs,
+        "mtgr_attention_memory": abi.AttentionMemory,
+        "mtgr_norm_args": abi.NormArgs,
     }
     lines = ['printf("%d\\n", MTGR_ABI_VERSION);']
-    expected = [loader.ABI_VERSION]
+    expected = [abi.ABI_VERSION]
     for name, struct in structs.items():
         lines.append(f'printf("%zu\\n", sizeof({name}));')
         expected.append(ctypes.sizeof(struct))
