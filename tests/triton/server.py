@@ -81,6 +81,7 @@ class TritonServer:
     def close(self) -> None:
         """End it in order, if it runs."""
         if self._process is not None:
+            self.resume()
             self._process.terminate()
             self._wait()
 
