@@ -1,5 +1,3 @@
-#include "attention_case.h"
-
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -8,6 +6,7 @@
 #include <numeric>
 #include <random>
 
+#include "attention_case.h"
 #include "numbers.cuh"
 
 namespace check {
@@ -123,17 +122,32 @@ int AttentionCase::rows(int segment) const {
 mtgr_attention_args AttentionCase::args() const {
   const int64_t row = 4 * row_elements();
   const auto column = [&](int index, int first_row) {
-    return mtgr_rows{uvqk_.data() + index * row_elements() + first_row * row, row,
-                     shape_.head_dim};
+    return mtgr_rows{uvqk_.data() + index * row_elements() + first_row * row, row, shape_.head_dim};
   };
   const int skipped = (shape_.first_query_segment > 0 ? rows(0) : 0) +
                       (shape_.first_query_segment > 1 ? rows(1) : 0);
-  return {shape_.dtype, shape_.head_dim, shape_.heads, shape_.kv_heads,
-          int(shape_.lengths[0].size()), rows(0), rows(1), rows(2), shape_.first_query_segment,
-          1 / std::sqrt(float(shape_.head_dim)), 1.f / 1024, column(2, skipped), column(3, 0),
-          column(1, 0), column(3, rows(0)), column(1, rows(0)), out_.data(),
-          static_offsets_.data(), rt_offsets_.data(), candidate_offsets_.data(),
-          rt_visible_.data(), candidate_visible_.data()};
+  return {shape_.dtype,
+          shape_.head_dim,
+          shape_.heads,
+          shape_.kv_heads,
+          int(shape_.lengths[0].size()),
+          rows(0),
+          rows(1),
+          rows(2),
+          shape_.first_query_segment,
+          1 / std::sqrt(float(shape_.head_dim)),
+          1.f / 1024,
+          column(2, skipped),
+          column(3, 0),
+          column(1, 0),
+          column(3, rows(0)),
+          column(1, rows(0)),
+          out_.data(),
+          static_offsets_.data(),
+          rt_offsets_.data(),
+          candidate_offsets_.data(),
+          rt_visible_.data(),
+          candidate_visible_.data()};
 }
 
 mtgr_attention_memory AttentionCase::memory() const {

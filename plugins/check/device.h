@@ -15,22 +15,22 @@
 
 namespace check {
 
-#define CHECK_CUDA(call)                                                                   \
-  do {                                                                                     \
-    const cudaError_t error_ = (call);                                                     \
-    if (error_ != cudaSuccess) {                                                           \
-      std::fprintf(stderr, "%s:%d %s: %s\n", __FILE__, __LINE__, #call,                    \
-                   cudaGetErrorString(error_));                                            \
-      std::exit(2);                                                                        \
-    }                                                                                      \
+#define CHECK_CUDA(call)                                                \
+  do {                                                                  \
+    const cudaError_t error_ = (call);                                  \
+    if (error_ != cudaSuccess) {                                        \
+      std::fprintf(stderr, "%s:%d %s: %s\n", __FILE__, __LINE__, #call, \
+                   cudaGetErrorString(error_));                         \
+      std::exit(2);                                                     \
+    }                                                                   \
   } while (0)
 
-#define CHECK_MTGR(call)                                                                   \
-  do {                                                                                     \
-    if ((call) != MTGR_OK) {                                                               \
+#define CHECK_MTGR(call)                                                                    \
+  do {                                                                                      \
+    if ((call) != MTGR_OK) {                                                                \
       std::fprintf(stderr, "%s:%d %s: %s\n", __FILE__, __LINE__, #call, mtgr_last_error()); \
-      std::exit(2);                                                                        \
-    }                                                                                      \
+      std::exit(2);                                                                         \
+    }                                                                                       \
   } while (0)
 
 template <class T>

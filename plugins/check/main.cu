@@ -81,8 +81,8 @@ void check_attention(int cases) {
                          problem.row_elements() * 2) == 0;
     expect(same, describe(shape, seed) + ": NaN reached another request");
   }
-  std::printf("attention: %d cases, worst error fp16 %.2e bf16 %.2e\n", cases,
-              worst[MTGR_FLOAT16], worst[MTGR_BFLOAT16]);
+  std::printf("attention: %d cases, worst error fp16 %.2e bf16 %.2e\n", cases, worst[MTGR_FLOAT16],
+              worst[MTGR_BFLOAT16]);
 }
 
 AttentionShape serving_shape(int batch, int heads, int candidates, bool uniform) {
@@ -109,11 +109,14 @@ void check_repeats(int runs) {
 }
 
 void bench_attention() {
-  const struct { int batch, heads, candidates; double target; } rows[] = {
-      {1, 3, 500, 22}, {1, 3, 100, 17}, {1, 2, 500, 18},
-      {8, 3, 500, 88}, {8, 3, 100, 62}, {32, 3, 500, 330}};
-  std::printf("attention bf16, head dim 256, S+U 1100, R 100\n"
-              "  B H   K |  uniform us  TFLOP/s | per-row us | target us | error\n");
+  const struct {
+    int batch, heads, candidates;
+    double target;
+  } rows[] = {{1, 3, 500, 22}, {1, 3, 100, 17}, {1, 2, 500, 18},
+              {8, 3, 500, 88}, {8, 3, 100, 62}, {32, 3, 500, 330}};
+  std::printf(
+      "attention bf16, head dim 256, S+U 1100, R 100\n"
+      "  B H   K |  uniform us  TFLOP/s | per-row us | target us | error\n");
   for (const auto& row : rows) {
     double us[2], error = 0, flops = 0;
     for (int uneven = 0; uneven < 2; ++uneven) {

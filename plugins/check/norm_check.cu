@@ -1,11 +1,10 @@
-#include "norm_check.h"
-
 #include <cuda_bf16.h>
 
 #include <cmath>
 #include <random>
 
 #include "device.h"
+#include "norm_check.h"
 
 namespace check {
 namespace {
@@ -36,14 +35,23 @@ struct NormCase {
   }
 
   NormCase(int rows, int dim, bool gated, float eps = 1e-6f)
-      : rows(rows), dim(dim), gated(gated), eps(eps), x(halves(size_t(rows) * dim, 1)),
-        uvqk(halves(gated ? size_t(rows) * 4 * dim : 0, 2)), out(size_t(rows) * dim),
-        weight(halves(kGroups * dim, 4)), bias(halves(kGroups * dim, 5)), group(groups(rows)) {}
+      : rows(rows),
+        dim(dim),
+        gated(gated),
+        eps(eps),
+        x(halves(size_t(rows) * dim, 1)),
+        uvqk(halves(gated ? size_t(rows) * 4 * dim : 0, 2)),
+        out(size_t(rows) * dim),
+        weight(halves(kGroups * dim, 4)),
+        bias(halves(kGroups * dim, 5)),
+        group(groups(rows)) {}
 
   void launch(cudaStream_t stream) const {
-    const mtgr_norm_args args{MTGR_BFLOAT16, MTGR_BFLOAT16, rows, dim, kGroups, 0, eps, x.data(),
-                              gated ? uvqk.data() : nullptr, dim, 4 * dim, group.data(),
-                              weight.data(), bias.data(), out.data()};
+    const mtgr_norm_args args{MTGR_BFLOAT16, MTGR_BFLOAT16, rows,
+                              dim,           kGroups,       0,
+                              eps,           x.data(),      gated ? uvqk.data() : nullptr,
+                              dim,           4 * dim,       group.data(),
+                              weight.data(), bias.data(),   out.data()};
     CHECK_MTGR(mtgr_group_layer_norm(&args, stream));
   }
 
@@ -63,9 +71,9 @@ struct NormCase {
       for (int c = 0; c < dim; ++c) variance += (z[c] - mean) * (z[c] - mean) / dim;
       for (int c = 0; c < dim; ++c) {
         const int at = of[row] * dim + c;
-        const double want = (z[c] - mean) / std::sqrt(variance + eps) *
-                                __bfloat162float(weights[at]) +
-                            __bfloat162float(biases[at]);
+        const double want =
+            (z[c] - mean) / std::sqrt(variance + eps) * __bfloat162float(weights[at]) +
+            __bfloat162float(biases[at]);
         const double have = __bfloat162float(got[size_t(row) * dim + c]);
         difference += (have - want) * (have - want);
         norm += want * want;
@@ -135,8 +143,8 @@ void bench_norms() {
       int next = 0;
       const double us = median_us([&](cudaStream_t stream) { sets[next++ % 10].launch(stream); });
       const double rate = sets[0].bytes() / us * 1e-6;
-      std::printf("norm %5d x 768 gated %d: %6.2f us, %.2f TB/s, %.0f%% of copy\n", rows, gated,
-                  us, rate, 100 * rate / copy);
+      std::printf("norm %5d x 768 gated %d: %6.2f us, %.2f TB/s, %.0f%% of copy\n", rows, gated, us,
+                  rate, 100 * rate / copy);
     }
 }
 

@@ -1,11 +1,10 @@
 // Drives the TensorRT plugins as an engine would, without an engine: each is created through its
-// creator, asked for formats and shapes, serialized and created again, attached, and enqueued inside
-// a captured graph, whose replay must give the golden outputs.
+// creator, asked for formats and shapes, serialized and created again, attached, and enqueued
+// inside a captured graph, whose replay must give the golden outputs.
 //   mtgr_tensorrt_check <libmtgr_tensorrt.so> <folder of unpack_golden.py>
+#include <NvInferRuntime.h>
 #include <cuda_fp16.h>
 #include <dlfcn.h>
-
-#include <NvInferRuntime.h>
 
 #include <cmath>
 #include <cstring>
@@ -69,8 +68,8 @@ void run(void* library, const std::string& name, std::vector<PluginField> fields
   expect(creator->createPlugin("", &none, TensorRTPhase::kBUILD) == nullptr,
          name + ": created without its fields");
 
-  auto* build = static_cast<IPluginV3OneBuild*>(
-      built->getCapabilityInterface(PluginCapabilityType::kBUILD));
+  auto* build =
+      static_cast<IPluginV3OneBuild*>(built->getCapabilityInterface(PluginCapabilityType::kBUILD));
   std::vector<DynamicPluginTensorDesc> dynamic;
   std::vector<DimsExprs> shapes;
   for (const Tensor& tensor : inputs) {
@@ -108,8 +107,8 @@ void run(void* library, const std::string& name, std::vector<PluginField> fields
   // As a deserialized engine: a second plugin from the first one's fields.
   auto* fields_of = static_cast<IPluginV3OneRuntime*>(
       built->getCapabilityInterface(PluginCapabilityType::kRUNTIME));
-  std::unique_ptr<IPluginV3> loaded(creator->createPlugin(
-      "", fields_of->getFieldsToSerialize(), TensorRTPhase::kRUNTIME));
+  std::unique_ptr<IPluginV3> loaded(
+      creator->createPlugin("", fields_of->getFieldsToSerialize(), TensorRTPhase::kRUNTIME));
   built.reset();
   auto* runtime = static_cast<IPluginV3OneRuntime*>(
       loaded->getCapabilityInterface(PluginCapabilityType::kRUNTIME));
@@ -172,7 +171,8 @@ void check_attention(void* library, const std::filesystem::path& path) {
   // and (v, k) of all rows, as the last layer.
   for (const bool last : {false, true}) {
     const int skipped = last ? header[3] + header[4] : 0, columns = last ? 2 : 4;
-    std::vector<float> uq(size_t(rows - skipped) * columns * width), vk(size_t(rows) * columns * width);
+    std::vector<float> uq(size_t(rows - skipped) * columns * width),
+        vk(size_t(rows) * columns * width);
     for (int row = 0; row < rows; ++row)
       for (int c = 0; c < width; ++c) {
         const size_t at = size_t(row) * width + c;
@@ -189,7 +189,8 @@ void check_attention(void* library, const std::filesystem::path& path) {
         {DataType::kHALF, {rows - skipped, columns, heads, dim}, uq_device.data()},
         {DataType::kHALF, {rows, columns, heads, dim}, vk_device.data()}};
     for (const auto& index : indices)
-      inputs.emplace_back(DataType::kINT32, std::vector<int64_t>{int64_t(index.count())}, index.data());
+      inputs.emplace_back(DataType::kINT32, std::vector<int64_t>{int64_t(index.count())},
+                          index.data());
     const int32_t first_segment = last ? 2 : 0;
     run(library, "hstu_attention",
         {{"alpha", &scales[0], PluginFieldType::kFLOAT32, 1},
@@ -206,11 +207,13 @@ void check_attention(void* library, const std::filesystem::path& path) {
 
 void check_norm(void* library, bool gated) {
   constexpr int kRows = 50, kDim = 96, kGroups = 4;
-  std::vector<float> x(kRows * kDim), uq(kRows * 2 * kDim), weight(kGroups * kDim), bias(weight), want(x);
+  std::vector<float> x(kRows * kDim), uq(kRows * 2 * kDim), weight(kGroups * kDim), bias(weight),
+      want(x);
   std::vector<int32_t> group(kRows);
   for (size_t i = 0; i < x.size(); ++i) x[i] = __half2float(__float2half(std::sin(float(i))));
   for (size_t i = 0; i < uq.size(); ++i) uq[i] = __half2float(__float2half(std::cos(0.7f * i)));
-  for (size_t i = 0; i < weight.size(); ++i) weight[i] = 1 + 0.01f * (i % 7), bias[i] = 0.1f * (i % 5);
+  for (size_t i = 0; i < weight.size(); ++i)
+    weight[i] = 1 + 0.01f * (i % 7), bias[i] = 0.1f * (i % 5);
   const float eps = 1e-6f;
   for (int row = 0; row < kRows; ++row) {
     group[row] = row % kGroups;
@@ -222,8 +225,9 @@ void check_norm(void* library, bool gated) {
     }
     for (double value : z) variance += (value - mean) * (value - mean) / kDim;
     for (int c = 0; c < kDim; ++c)
-      want[row * kDim + c] = float((z[c] - mean) / std::sqrt(variance + eps) *
-                                       weight[group[row] * kDim + c] + bias[group[row] * kDim + c]);
+      want[row * kDim + c] =
+          float((z[c] - mean) / std::sqrt(variance + eps) * weight[group[row] * kDim + c] +
+                bias[group[row] * kDim + c]);
   }
   const check::DeviceArray<__half> x_device(halves(x)), uq_device(halves(uq));
   const check::DeviceArray<float> weight_device(weight), bias_device(bias);
@@ -231,7 +235,9 @@ void check_norm(void* library, bool gated) {
   check::DeviceArray<__half> out(x.size());
   out.fill_bytes(0xff);
   std::vector<Tensor> inputs{{DataType::kHALF, {kRows, kDim}, x_device.data()}};
-  if (gated) inputs.emplace_back(DataType::kHALF, std::vector<int64_t>{kRows, 2, 3, kDim / 3}, uq_device.data());
+  if (gated)
+    inputs.emplace_back(DataType::kHALF, std::vector<int64_t>{kRows, 2, 3, kDim / 3},
+                        uq_device.data());
   inputs.emplace_back(DataType::kINT32, std::vector<int64_t>{kRows}, group_device.data());
   inputs.emplace_back(DataType::kFLOAT, std::vector<int64_t>{kGroups, kDim}, weight_device.data());
   inputs.emplace_back(DataType::kFLOAT, std::vector<int64_t>{kGroups, kDim}, bias_device.data());

@@ -12,7 +12,7 @@ namespace {
 
 using namespace mtgr;
 
-constexpr int kMaxVectors = 4;  // of 8 elements, a thread
+constexpr int kMaxVectors = 4;                     // of 8 elements, a thread
 constexpr int kWarpRowDim = 32 * kMaxVectors * 8;  // a warp's longest row
 constexpr int kMaxDim = 8 * kWarpRowDim;
 
@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(kBlockThreads<kBlockRow>)
   const int row = blockIdx.x * kRows + threadIdx.x / kThreads;
   if (row >= a.rows) return;
   auto column = [&](int i) { return (threadIdx.x % kThreads + i * kThreads) * 8; };
-  auto load_row = [&](const auto* source, auto (&vectors)[kVectors]) {
+  auto load_row = [&](const auto* source, auto(&vectors)[kVectors]) {
 #pragma unroll
     for (int i = 0; i < kVectors; ++i)
       if (column(i) < a.dim) vectors[i] = load_once(source + column(i));
@@ -124,21 +124,23 @@ template <class T, class P, bool kGated, bool kBlockRow>
 void launch(const mtgr_norm_args& a, cudaStream_t stream) {
   constexpr int kColumns = kRowThreads<kBlockRow> * 8;
   switch ((a.dim + kColumns - 1) / kColumns) {
-    case 1: return launch<T, P, kGated, kBlockRow, 1>(a, stream);
-    case 2: return launch<T, P, kGated, kBlockRow, 2>(a, stream);
-    case 3: return launch<T, P, kGated, kBlockRow, 3>(a, stream);
-    case 4: return launch<T, P, kGated, kBlockRow, 4>(a, stream);
+    case 1:
+      return launch<T, P, kGated, kBlockRow, 1>(a, stream);
+    case 2:
+      return launch<T, P, kGated, kBlockRow, 2>(a, stream);
+    case 3:
+      return launch<T, P, kGated, kBlockRow, 3>(a, stream);
+    case 4:
+      return launch<T, P, kGated, kBlockRow, 4>(a, stream);
   }
 }
 
 template <class T, class P>
 void launch(const mtgr_norm_args& a, cudaStream_t stream) {
   if (a.dim <= kWarpRowDim)
-    a.gate ? launch<T, P, true, false>(a, stream)
-           : launch<T, P, false, false>(a, stream);
+    a.gate ? launch<T, P, true, false>(a, stream) : launch<T, P, false, false>(a, stream);
   else
-    a.gate ? launch<T, P, true, true>(a, stream)
-           : launch<T, P, false, true>(a, stream);
+    a.gate ? launch<T, P, true, true>(a, stream) : launch<T, P, false, true>(a, stream);
 }
 
 template <class T>
@@ -176,9 +178,14 @@ extern "C" int mtgr_group_layer_norm(const mtgr_norm_args* args, mtgr_stream str
   if (int status = check(*args)) return status;
   if (args->rows == 0) return MTGR_OK;
   switch (args->dtype) {
-    case MTGR_FLOAT32: launch<float, float>(*args, stream); break;
-    case MTGR_FLOAT16: launch<__half>(*args, stream); break;
-    default: launch<__nv_bfloat16>(*args, stream);
+    case MTGR_FLOAT32:
+      launch<float, float>(*args, stream);
+      break;
+    case MTGR_FLOAT16:
+      launch<__half>(*args, stream);
+      break;
+    default:
+      launch<__nv_bfloat16>(*args, stream);
   }
   return cuda_status(cudaGetLastError(), "group_layer_norm");
 }

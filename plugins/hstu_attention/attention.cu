@@ -21,8 +21,7 @@ int check(const mtgr_attention_args& a) {
     return invalid("dtype: %d, expected float16 or bfloat16", a.dtype);
   if (a.head_dim != 32 && a.head_dim != 64 && a.head_dim != 128 && a.head_dim != 256)
     return invalid("head_dim: %d, expected 32, 64, 128 or 256", a.head_dim);
-  if (a.heads < 1 || a.heads > 65535)
-    return invalid("heads: %d, expected 1 to 65535", a.heads);
+  if (a.heads < 1 || a.heads > 65535) return invalid("heads: %d, expected 1 to 65535", a.heads);
   if (a.kv_heads < 1 || a.heads % a.kv_heads != 0)
     return invalid("kv_heads: %d does not divide heads %d", a.kv_heads, a.heads);
   if (a.batch < 1) return invalid("batch: %d, expected at least 1", a.batch);
@@ -49,9 +48,21 @@ int check(const mtgr_attention_args& a) {
 }
 
 Problem problem_of(const mtgr_attention_args& a) {
-  return {a.batch, a.heads, a.kv_heads, {a.static_rows, a.rt_rows, a.candidate_rows},
-          a.first_query_segment, a.alpha / 2, a.inv_n, a.q, a.static_k, a.static_v, a.recent_k,
-          a.recent_v, a.out, {a.static_offsets, a.rt_offsets, a.candidate_offsets}, a.rt_visible,
+  return {a.batch,
+          a.heads,
+          a.kv_heads,
+          {a.static_rows, a.rt_rows, a.candidate_rows},
+          a.first_query_segment,
+          a.alpha / 2,
+          a.inv_n,
+          a.q,
+          a.static_k,
+          a.static_v,
+          a.recent_k,
+          a.recent_v,
+          a.out,
+          {a.static_offsets, a.rt_offsets, a.candidate_offsets},
+          a.rt_visible,
           a.candidate_visible};
 }
 

@@ -53,8 +53,8 @@ __device__ void load_rows(T* shared, int tile_rows, const mtgr_rows& view, int h
 
 template <class T, int D>
 struct Block {
-  T *q, *k, *v;            // shared memory
-  float out[D / 8][4];     // this warp's 16 x D accumulator
+  T *q, *k, *v;         // shared memory
+  float out[D / 8][4];  // this warp's 16 x D accumulator
   float half_alpha;
   int warp, lane;
 
@@ -83,7 +83,7 @@ struct Block {
       }
 #pragma unroll
     for (int step = 0; step < kTileN / 16; ++step) {
-      const float(&left)[4] = s[2 * step], (&right)[4] = s[2 * step + 1];
+      const float (&left)[4] = s[2 * step], (&right)[4] = s[2 * step + 1];
       const uint32_t a[4] = {pack2<T>(left[0], left[1]), pack2<T>(left[2], left[3]),
                              pack2<T>(right[0], right[1]), pack2<T>(right[2], right[3])};
 #pragma unroll
@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(kThreads) attention_generic(const __grid_const
 
   // Adds keys [0, count) of a segment, of which this thread's rows see the first limit[i].
   auto add_range = [&](const mtgr_rows& k, const mtgr_rows& v, int64_t first, int count,
-                       const int(&limit)[2], const int(&self)[2]) {
+                       const int (&limit)[2], const int (&self)[2]) {
     for (int key = 0; key < count; key += kTileN) {
       load_rows<T, D>(block.k, kTileN, k, kv_head, first + key, count - key);
       load_rows<T, D>(block.v, kTileN, v, kv_head, first + key, count - key);
@@ -181,10 +181,14 @@ cudaError_t launch(const Problem& p, cudaStream_t stream) {
 template <class T>
 cudaError_t launch(const Problem& p, int head_dim, cudaStream_t stream) {
   switch (head_dim) {
-    case 32: return launch<T, 32>(p, stream);
-    case 64: return launch<T, 64>(p, stream);
-    case 128: return launch<T, 128>(p, stream);
-    case 256: return launch<T, 256>(p, stream);
+    case 32:
+      return launch<T, 32>(p, stream);
+    case 64:
+      return launch<T, 64>(p, stream);
+    case 128:
+      return launch<T, 128>(p, stream);
+    case 256:
+      return launch<T, 256>(p, stream);
   }
   return cudaErrorInvalidValue;
 }

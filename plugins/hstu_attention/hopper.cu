@@ -5,7 +5,6 @@
 // registers, applies the mask and SiLU there, and adds P V to a 64 x 256 fp32 accumulator; the next
 // Q K^T is issued before P V, so that SiLU runs under matrix work. See README.md for the versions.
 #include "hopper.h"
-
 #include "hopper_consumer.cuh"
 #include "hopper_producer.cuh"
 #include "tensor_map.h"
@@ -28,9 +27,15 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (warpgroup == 0) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
     switch (threadIdx.x / 32) {
-      case 0: schedule(p, shared); break;
-      case 1: load_keys(p, maps, shared); break;
-      case 2: load_queries(maps, shared); break;
+      case 0:
+        schedule(p, shared);
+        break;
+      case 1:
+        load_keys(p, maps, shared);
+        break;
+      case 2:
+        load_queries(maps, shared);
+        break;
       case 3:
         clear_tails(shared);
         zero_padding<T>(p, p.heads * kDim, blockIdx.x * 32 + threadIdx.x % 32, gridDim.x * 32);
@@ -71,7 +76,8 @@ cudaError_t launch(const Problem& p, mtgr_dtype dtype, int blocks, void* partial
 size_t hopper_partial_bytes(const Problem& problem, int blocks) {
   int tiles = 0;  // at most
   for (int s = problem.first_query_segment; s < kSegments; ++s)
-    if (problem.rows[s] > 0) tiles += problem.heads * (problem.rows[s] / hopper::kTileM + problem.batch);
+    if (problem.rows[s] > 0)
+      tiles += problem.heads * (problem.rows[s] / hopper::kTileM + problem.batch);
   const int stretches = hopper::few_tiles(tiles, blocks) ? blocks : blocks * hopper::kMaxRounds;
   // Room for two partial tiles a stretch.
   return size_t(stretches) * 2 * hopper::kTileM * hopper::kDim * sizeof(float);

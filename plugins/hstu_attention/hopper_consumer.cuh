@@ -24,10 +24,12 @@ class Consumer {
         begin(work);
         wait_query();
         attend(work);
-        if (work.parts == 1)
+        if (work.parts == 1) {
           store<true>(work, kAllGroups);
-        else if (const int owned = combine(work))
+        } else if (const int owned = combine(work)) {
           store<false>(work, owned);
+          leave(work);
+        }
       } else {  // all of the tile's rows belong to the other consumer
         wait_query();
         for (int unit = work.unit_begin; unit < work.unit_end; ++unit) skip();
@@ -40,9 +42,7 @@ class Consumer {
   __device__ int thread() const { return threadIdx.x % 128; }
   __device__ int lane() const { return threadIdx.x % 32; }
   // Row of the tile, i = 0 or 1.
-  __device__ int row(int i) const {
-    return index_ * 64 + thread() / 32 * 16 + lane() / 4 + 8 * i;
-  }
+  __device__ int row(int i) const { return index_ * 64 + thread() / 32 * 16 + lane() / 4 + 8 * i; }
   __device__ void release(uint64_t* barrier) {
     if (lane() == 0) arrive(barrier);
   }
@@ -184,9 +184,9 @@ class Consumer {
     return partials_ + (place * kConsumers + index_) * (64 * kDim / 4) + thread();
   }
 
-  // Exchanges partial sums with the other parts of the tile. Each owner adds those of its columns to
-  // its own, in the order of the parts, so that results never depend on timing. Returns the groups
-  // that this consumer now holds whole.
+  // Exchanges partial sums with the other parts of the tile. Each owner adds those of its columns
+  // to its own, in the order of the parts, so that results never depend on timing. Returns the
+  // groups that this consumer now holds whole.
   __device__ int combine(const Work& work) {
     int owned = 0;
     for (int group = 0; group < kGroups; ++group)
@@ -194,7 +194,7 @@ class Consumer {
     // The low half of the counter counts parts that have written their sums (all but an only
     // owner), the high half owners that have read them.
     int* counter = counters_ + work.first_part * kConsumers + index_;
-    const int writers = work.parts - (work.owners == 1), readers = min(work.owners, kGroups);
+    const int writers = work.parts - (work.owners == 1);
     if (owned != kAllGroups) {
       float4* mine = partial(work, work.part);
 #pragma unroll
@@ -211,9 +211,15 @@ class Consumer {
     named_barrier(1 + index_, 128);
     for (int part = 0; part < work.parts; ++part)
       if (part != work.part) add(partial(work, part), owned);
-    named_barrier(1 + index_, 128);
-    if (thread() == 0 && atomicAdd(counter, 1 << 16) >> 16 == readers - 1) *counter = 0;
     return owned;
+  }
+
+  // The last owner that has read its sums leaves the counter as it was found.
+  __device__ void leave(const Work& work) {
+    int* counter = counters_ + work.first_part * kConsumers + index_;
+    named_barrier(1 + index_, 128);
+    if (thread() == 0 && atomicAdd(counter, 1 << 16) >> 16 == min(work.owners, kGroups) - 1)
+      *counter = 0;
   }
 
   __device__ static void add_release(int* address, int value) {
@@ -243,7 +249,8 @@ class Consumer {
   }
 
   // Scales, rounds and stores the valid rows of some column groups, known at compile time if all.
-  // The four lanes of a row exchange their pairs of columns, so that each stores 16 contiguous bytes.
+  // The four lanes of a row exchange their pairs of columns, so that each stores 16 contiguous
+  // bytes.
   template <bool kAll>
   __device__ void store(const Work& work, int groups) {
     const int c = lane() % 4;
@@ -286,9 +293,9 @@ class Consumer {
   int* const counters_;
   Ring<kSlots> ring_{};
   uint32_t query_parity_ = 0;
-  int seen_[2];      // real-time keys that each row sees
-  float s_[32];      // scores of 64 rows x 64 keys
-  float out_[128];   // 64 rows x 256 columns
+  int seen_[2];     // real-time keys that each row sees
+  float s_[32];     // scores of 64 rows x 64 keys
+  float out_[128];  // 64 rows x 256 columns
 };
 
 }  // namespace mtgr::hopper

@@ -20,8 +20,7 @@ __device__ __forceinline__ void barrier_init(uint64_t* barrier, int arrivals) {
 }
 
 __device__ __forceinline__ void arrive(uint64_t* barrier) {
-  asm volatile("mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];" ::"r"(
-                   shared_address(barrier))
+  asm volatile("mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier))
                : "memory");
 }
 
@@ -104,8 +103,7 @@ __device__ __forceinline__ void products_wait() {
       : "l"(a), "l"(b), "r"(accumulate))
 
 template <class T>
-__device__ __forceinline__ void product_qk(float (&s)[32], uint64_t a, uint64_t b,
-                                           int accumulate) {
+__device__ __forceinline__ void product_qk(float (&s)[32], uint64_t a, uint64_t b, int accumulate) {
   if constexpr (std::is_same_v<T, __half>)
     MTGR_PRODUCT_QK("f16");
   else
@@ -113,17 +111,17 @@ __device__ __forceinline__ void product_qk(float (&s)[32], uint64_t a, uint64_t 
 }
 
 // o (64 x 256, fp32) += A (64 x 16, registers) * B (16 x 256, MN-major, shared memory).
-#define MTGR_PRODUCT_PV(TYPE)                                                                     \
-  asm volatile(                                                                                   \
-      "wgmma.mma_async.sync.aligned.m64n256k16.f32." TYPE "." TYPE                                \
-      " {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,"  \
-      "%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,"  \
-      "%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,%64,%65,%66,%67,"  \
-      "%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,"  \
-      "%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,"     \
-      "%109,%110,%111,%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,"     \
-      "%126,%127}, {%128,%129,%130,%131}, %132, 1, 1, 1, 1;\n"                                    \
-      : MTGR_F128(o)                                                                              \
+#define MTGR_PRODUCT_PV(TYPE)                                                                    \
+  asm volatile(                                                                                  \
+      "wgmma.mma_async.sync.aligned.m64n256k16.f32." TYPE "." TYPE                               \
+      " {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23," \
+      "%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45," \
+      "%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,%64,%65,%66,%67," \
+      "%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89," \
+      "%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,"    \
+      "%109,%110,%111,%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,"    \
+      "%126,%127}, {%128,%129,%130,%131}, %132, 1, 1, 1, 1;\n"                                   \
+      : MTGR_F128(o)                                                                             \
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
 
 template <class T>

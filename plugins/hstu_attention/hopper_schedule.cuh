@@ -18,9 +18,9 @@ namespace mtgr::hopper {
 
 constexpr int kTileM = 128;
 constexpr int kTileN = 64;
-constexpr int kTileCost = 3;    // in units
-constexpr int kMinStretch = 4;  // units a block: less is not worth a partial sum
-constexpr int kMaxParts = 8;    // of an evenly split tile
+constexpr int kTileCost = 3;       // in units
+constexpr int kMinStretch = 4;     // units a block: less is not worth a partial sum
+constexpr int kMaxParts = 8;       // of an evenly split tile
 constexpr int kRoundStretch = 64;  // units a block and round, about
 constexpr int kMaxRounds = 4;      // bounds the memory for partial sums
 
@@ -107,7 +107,8 @@ __device__ inline int head_cost(const Problem& p, const Request& request) {
 template <class Emit>
 __device__ void emit_share(const Problem& p, int block, int shares, Emit emit) {
   int position = block / shares;  // of the tile
-  const int b = find_stretch(p.batch, position, [&](int i) { return p.heads * Request(p, i).tiles(); });
+  const int b =
+      find_stretch(p.batch, position, [&](int i) { return p.heads * Request(p, i).tiles(); });
   if (b == p.batch) return;
   const Request request(p, b);
   const int tiles = request.tiles();
@@ -128,17 +129,16 @@ __device__ void emit_stretch(const Problem& p, int index, int stretch, int total
   const int begin = index * stretch, end = min(begin + stretch, total);
   if (begin >= end) return;
   int position = begin;
-  int b = find_stretch(p.batch, position,
-                       [&](int i) { return p.heads * head_cost(p, Request(p, i)); });
+  int b =
+      find_stretch(p.batch, position, [&](int i) { return p.heads * head_cost(p, Request(p, i)); });
   for (int start = begin - position; start < end; ++b) {
     const Request request(p, b);
     const int cost = head_cost(p, request);
     if (cost == 0) continue;
     int head = position / cost;
     position %= cost;
-    int tile = find_stretch(request.tiles(), position, [&](int i) {
-      return request.tile(p, 0, i).units() + kTileCost;
-    });
+    int tile = find_stretch(request.tiles(), position,
+                            [&](int i) { return request.tile(p, 0, i).units() + kTileCost; });
     start = max(start, begin - position);
     position = 0;
     for (; head < p.heads && start < end; ++head, tile = 0)

@@ -57,8 +57,8 @@ __device__ inline void prefetch_offsets(const Problem& p) {
 }
 
 // Warp-collective: in a row of `size` neighbouring stretches, the i-th count(i) long, the stretch
-// that holds `position`; `position` becomes relative to its start. Past the end: returns `size`, and
-// the whole length is subtracted from position.
+// that holds `position`; `position` becomes relative to its start. Past the end: returns `size`,
+// and the whole length is subtracted from position.
 template <class Count>
 __device__ int find_stretch(int size, int& position, Count count) {
   const int lane = threadIdx.x % 32;

@@ -1,8 +1,7 @@
-#include "tensor_map.h"
-
 #include <cudaTypedefs.h>
 
 #include "hopper_shared.cuh"
+#include "tensor_map.h"
 
 namespace mtgr::hopper {
 namespace {
@@ -12,8 +11,8 @@ PFN_cuTensorMapEncodeTiled_v12000 encoder() {
   static const auto function = [] {
     void* pointer = nullptr;
     cudaDriverEntryPointQueryResult found{};
-    const cudaError_t error = cudaGetDriverEntryPointByVersion(
-        "cuTensorMapEncodeTiled", &pointer, 12000, cudaEnableDefault, &found);
+    const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &pointer,
+                                                               12000, cudaEnableDefault, &found);
     return error == cudaSuccess ? reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(pointer)
                                 : nullptr;
   }();
@@ -29,8 +28,8 @@ bool encode(CUtensorMap& map, mtgr_dtype dtype, const mtgr_rows& view, int rows,
                                  cuuint64_t(view.head_stride) * kSize};
   const cuuint32_t box[4] = {kChunk, kTileN, kChunks, 1};
   const cuuint32_t steps[4] = {1, 1, 1, 1};
-  const auto type = dtype == MTGR_FLOAT16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
-                                          : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+  const auto type =
+      dtype == MTGR_FLOAT16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
   return encoder()(&map, type, 4, const_cast<void*>(view.data), shape, strides, box, steps,
                    CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                    CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
@@ -46,8 +45,7 @@ cudaError_t make_maps(const Problem& p, mtgr_dtype dtype, Maps& maps) {
   for (int s = p.first_query_segment; s < kSegments; ++s) queries += p.rows[s];
   // A map of an empty segment is never used, but must describe some memory: that of q.
   auto add = [&](CUtensorMap& map, const mtgr_rows& view, int rows, int heads) {
-    return rows > 0 ? encode(map, dtype, view, rows, heads)
-                    : encode(map, dtype, p.q, 1, 1);
+    return rows > 0 ? encode(map, dtype, view, rows, heads) : encode(map, dtype, p.q, 1, 1);
   };
   const bool done = add(maps.q, p.q, queries, p.heads) &&
                     add(maps.static_k, p.static_k, p.rows[kStatic], p.kv_heads) &&

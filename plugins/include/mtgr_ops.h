@@ -67,12 +67,12 @@ typedef struct {
   mtgr_rows static_v;
   mtgr_rows recent_k; /* real-time rows, then candidate rows */
   mtgr_rows recent_v;
-  void* out;                         /* [query rows, heads, head_dim], contiguous */
-  const int32_t* static_offsets;     /* [batch + 1], each within its segment */
-  const int32_t* rt_offsets;         /* [batch + 1] */
-  const int32_t* candidate_offsets;  /* [batch + 1] */
-  const int32_t* rt_visible;         /* [rt_rows]: leading real-time rows that a row sees */
-  const int32_t* candidate_visible;  /* [candidate_rows] */
+  void* out;                        /* [query rows, heads, head_dim], contiguous */
+  const int32_t* static_offsets;    /* [batch + 1], each within its segment */
+  const int32_t* rt_offsets;        /* [batch + 1] */
+  const int32_t* candidate_offsets; /* [batch + 1] */
+  const int32_t* rt_visible;        /* [rt_rows]: leading real-time rows that a row sees */
+  const int32_t* candidate_visible; /* [candidate_rows] */
 } mtgr_attention_args;
 
 /* Device memory that a launch needs, in bytes. `partials` may hold anything. `counters` must be
@@ -89,15 +89,15 @@ MTGR_API int mtgr_attention(const mtgr_attention_args* args, void* partials, voi
                             mtgr_stream stream);
 
 /* out[t] = (z - mean(z)) / sqrt(var(z) + eps) * weight[group[t]] + bias[group[t]], where z = x[t],
- * or x[t] * gate[t] if gate is given, or x[t] * silu(gate[t]) if silu_gate is set too; statistics in
- * fp32. gate rows may be strided. */
+ * or x[t] * gate[t] if gate is given, or x[t] * silu(gate[t]) if silu_gate is set too; statistics
+ * in fp32. gate rows may be strided. */
 typedef struct {
-  int32_t dtype;            /* of x, gate and out */
-  int32_t parameter_dtype;  /* of weight and bias: dtype or MTGR_FLOAT32 */
+  int32_t dtype;           /* of x, gate and out */
+  int32_t parameter_dtype; /* of weight and bias: dtype or MTGR_FLOAT32 */
   int32_t rows;
   int32_t dim; /* a multiple of 8, at most 8192 */
   int32_t groups;
-  int32_t silu_gate;        /* saves a pass over the u columns of a projection */
+  int32_t silu_gate; /* saves a pass over the u columns of a projection */
   float eps;
   const void* x;
   const void* gate; /* or null */

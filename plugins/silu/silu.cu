@@ -1,4 +1,5 @@
-// SiLU in place on a block of columns of a row-major tensor: one pass, 16 bytes a thread and access.
+// SiLU in place on a block of columns of a row-major tensor: one pass, 16 bytes a thread and
+// access.
 #include <cuda_runtime.h>
 
 #include "error.h"

@@ -68,8 +68,7 @@ void log_error(const std::string& message) noexcept {
 MTGR_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
   static const auto creators = [] {
     std::vector<nvinfer1::IPluginCreatorInterface*> out;  // of the process, never destroyed
-    for (const mtgr::trt::Op* op : mtgr::trt::all_ops())
-      out.push_back(new mtgr::trt::Creator(*op));
+    for (const mtgr::trt::Op* op : mtgr::trt::all_ops()) out.push_back(new mtgr::trt::Creator(*op));
     return out;
   }();
   count = static_cast<int32_t>(creators.size());

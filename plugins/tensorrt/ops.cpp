@@ -1,4 +1,5 @@
-// The four ops as TensorRT sees them: the ONNX nodes' inputs in order, and calls of the C launchers.
+// The four ops as TensorRT sees them: the ONNX nodes' inputs in order, and calls of the C
+// launchers.
 #include "mtgr_ops.h"
 #include "plugin.h"
 
@@ -110,7 +111,8 @@ class GroupLayerNorm final : public Op {
   bool accepts(int position, const DataType* types) const override {
     if (position == 0) return is_half(types[0]) || types[0] == DataType::kFLOAT;
     if (position == group()) return types[position] == DataType::kINT32;
-    if (position == weight()) return types[position] == types[0] || types[position] == DataType::kFLOAT;
+    if (position == weight())
+      return types[position] == types[0] || types[position] == DataType::kFLOAT;
     if (position == weight() + 1) return types[position] == types[weight()];
     return types[position] == types[0];
   }

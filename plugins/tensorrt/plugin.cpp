@@ -30,9 +30,12 @@ class Plugin final : public IPluginV3,
 
   IPluginCapability* getCapabilityInterface(PluginCapabilityType type) noexcept override {
     switch (type) {
-      case PluginCapabilityType::kCORE: return static_cast<IPluginV3OneCore*>(this);
-      case PluginCapabilityType::kBUILD: return static_cast<IPluginV3OneBuild*>(this);
-      case PluginCapabilityType::kRUNTIME: return static_cast<IPluginV3OneRuntime*>(this);
+      case PluginCapabilityType::kCORE:
+        return static_cast<IPluginV3OneCore*>(this);
+      case PluginCapabilityType::kBUILD:
+        return static_cast<IPluginV3OneBuild*>(this);
+      case PluginCapabilityType::kRUNTIME:
+        return static_cast<IPluginV3OneRuntime*>(this);
     }
     return nullptr;
   }
@@ -104,8 +107,9 @@ class Plugin final : public IPluginV3,
   }
   int32_t expect_inputs(int32_t inputs) const noexcept {
     if (inputs == op_.inputs()) return kOk;
-    return fail(("expected " + std::to_string(op_.inputs()) + " inputs, got " +
-                 std::to_string(inputs)).c_str());
+    return fail(
+        ("expected " + std::to_string(op_.inputs()) + " inputs, got " + std::to_string(inputs))
+            .c_str());
   }
 
   const Op& op_;

@@ -1,6 +1,6 @@
-// One IPluginV3 for all ops: the TensorRT interfaces on one side, a small description of an op (what
-// it takes, what it returns, how to launch it) on the other. Written against what TensorRT 10.8 and
-// 11 have in common.
+// One IPluginV3 for all ops: the TensorRT interfaces on one side, a small description of an op
+// (what it takes, what it returns, how to launch it) on the other. Written against what
+// TensorRT 10.8 and 11 have in common.
 #pragma once
 
 #include <NvInferRuntime.h>
@@ -46,10 +46,13 @@ class Op {
   virtual const char* name() const = 0;
   virtual std::vector<Field> fields() const = 0;
   virtual int inputs() const = 0;
-  // Whether input `position` (or the output, at inputs()) may have this type, given those before it.
+  // Whether input `position` (or the output, at inputs()) may have this type, given those before
+  // it.
   virtual bool accepts(int position, const DataType* types) const = 0;
   virtual DataType output_type(const DataType* input_types) const = 0;
-  virtual void output_shape(const DimsExprs* inputs, DimsExprs& output) const { output = inputs[0]; }
+  virtual void output_shape(const DimsExprs* inputs, DimsExprs& output) const {
+    output = inputs[0];
+  }
   virtual size_t workspace_bytes(const PluginTensorDesc*) const { return 0; }
   // Zeroed device memory that belongs to one execution context.
   virtual size_t counter_bytes() const { return 0; }
