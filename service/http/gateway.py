@@ -26,8 +26,8 @@ log = logging.getLogger("mtgr")
 CONNECTIONS_AHEAD = 8
 """Opened to Redis before the first request."""
 
-RETRY_S = 1.0
-"""Between two attempts to start an engine that lies beyond this process."""
+FIRST_RETRY_S, LAST_RETRY_S = 0.25, 8.0
+"""Between two attempts to start an engine that lies beyond this process, doubling."""
 
 
 class Gateway:
@@ -95,23 +95,26 @@ class Gateway:
     async def _keep(self, served: Served) -> None:
         """Start an alias's engine, then follow its link."""
         try:
-            while not served.live.backend.ready:
-                await self._start(served)
+            pause_s = FIRST_RETRY_S
+            while not await self._start(served):
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, LAST_RETRY_S)
             await self.switchers[served.alias].watch()
         except Exception as error:
             self._fatal(error)
 
-    async def _start(self, served: Served) -> None:
+    async def _start(self, served: Served) -> bool:
+        """Whether it has started; the reason why not is what readiness answers."""
         try:
             await served.live.backend.start(self._warm_up(served.config.features))
         except NotServing as problem:
             if self._problems.get(served.alias) != str(problem):
                 self._problems[served.alias] = str(problem)
                 log.error("%s is not ready: %s", served.alias, problem)
-            await asyncio.sleep(RETRY_S)
-        else:
-            self._problems.pop(served.alias, None)
-            log.info("%s: %s is ready", served.alias, served.config.version)
+            return False
+        self._problems.pop(served.alias, None)
+        log.info("%s: %s is ready", served.alias, served.config.version)
+        return True
 
     def _warm_up(self, schema: FeatureSchema) -> tuple[PackedBatch, ...]:
         return warm_up(schema, self.settings.max_candidates)

@@ -143,7 +143,7 @@ def test_a_full_queue_of_the_server_is_named(
 ) -> None:
     """Beyond the queue's size requests are rejected at once, and the others are scored."""
     small = retrained(package_dir, tmp_path / "small", "small-queue")
-    add(repository, small, bounded_queue=True, queue_requests=2, batch_requests=1)
+    add(repository, small, bounded_queue=True, queue_requests=2, queue_timeout_ms=60_000)
     package = open_package(small)
 
     async def use(backend: TritonBackend) -> None:
