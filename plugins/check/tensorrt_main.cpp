@@ -20,7 +20,6 @@ namespace {
 using namespace nvinfer1;
 
 int failures = 0;
-
 void expect(bool good, const std::string& what) {
   if (!good) ++failures, std::printf("FAIL %s\n", what.c_str());
 }
@@ -97,8 +96,8 @@ void run(void* library, const std::string& name, std::vector<PluginField> fields
     expect(reinterpret_cast<int64_t>(shape.d[i]) == output.desc.dims.d[i] * 16 + 16,
            name + ": output dimension " + std::to_string(i));
   std::vector<DataType> types;
-  for (const Tensor& tensor : inputs) types.push_back(tensor.desc.type);
   DataType type{};
+  for (const Tensor& tensor : inputs) types.push_back(tensor.desc.type);
   expect(build->getOutputDataTypes(&type, 1, types.data(), count) == 0 && type == output.desc.type,
          name + ": output type");
   check::DeviceArray<uint8_t> workspace(

@@ -9,7 +9,6 @@
 #include "numbers.cuh"
 
 namespace mtgr::hopper {
-
 template <class T>
 class Consumer {
  public:
