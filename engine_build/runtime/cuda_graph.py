@@ -98,7 +98,10 @@ class CudaGraphEngine:
                 self._serving(slot.arrays)
         self._stream.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+        # "thread_local": another engine may be serving from another thread meanwhile.
+        with torch.cuda.graph(
+            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+        ):
             result = torch.stack(self._serving(slot.arrays))
         return slot, graph, result
 
