@@ -19,7 +19,7 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
     """A flag for every serving option, its help taken from the option itself."""
     for name, field in reversed(ServingOptions.model_fields.items()):
         flag = f"--{name.replace('_', '-')}"
-        if not isinstance(field.default, int) or isinstance(field.default, bool):
+        if not isinstance(field.default, int) or isinstance(field.default, bool):  # yes or no
             flag += f"/--no-{flag.removeprefix('--')}"
         command = click.option(
             flag, name, default=field.default, show_default=True, help=field.description

@@ -3,6 +3,10 @@
 A packed batch is one buffer, so it is copied once into a slot, and a request says of each tensor
 only where in the region it lies. A slot is written again only when the server has answered for it:
 a server that is still reading would score a mixture.
+
+Off by default: measured on two cores over the Python backend, 0.5 KB by gRPC took 1.96 ms and
+through memory 2.12, 125 KB as long by both (the engine's time hides it). It is for payloads and
+engines for which the copy through gRPC shows.
 """
 
 import os

@@ -19,6 +19,10 @@ START_S = 120
 """Longest wait for the server; it answers once the models that it was told to load are loaded."""
 
 
+END_S = 40
+"""Longest wait for its end; it gives requests in flight 30 s."""
+
+
 class TritonServer:
     """Serves `repository` by the generated launch command; a context manager."""
 
@@ -91,7 +95,11 @@ class TritonServer:
 
     def _wait(self) -> None:
         assert self._process is not None
-        self._process.wait()
+        try:
+            self._process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            self._signal(signal.SIGKILL)
+            self._process.wait()
         self._process = None
 
     def __enter__(self) -> "TritonServer":
