@@ -1,6 +1,7 @@
 """Which model ranks a scene: packages of different schemas, served side by side."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -45,7 +46,7 @@ class Scene:
 
     @property
     def model(self) -> Model:
-        """The engine that serves now, for one request from its start to its end."""
+        """What serves now."""
         live = self.served.live
         return Model(
             version=live.config.version,
@@ -54,6 +55,12 @@ class Scene:
             formula=self.settings.score or live.config.model.score,
             fallback=self.settings.fallback,
         )
+
+    @contextmanager
+    def hold(self) -> Iterator[Model]:
+        """What serves now, kept loaded for one request from its start to its end."""
+        with self.served.live.held():
+            yield self.model
 
     @property
     def top_k(self) -> int:

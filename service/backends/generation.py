@@ -2,7 +2,8 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Protocol
 
 import numpy as np
@@ -81,14 +82,13 @@ class Generation:
         self.failing = asyncio.Event()
         """Set once its requests have failed in a burst."""
         self._lately: deque[bool] = deque(maxlen=WINDOW)
-        self._in_flight = 0
+        self._holders = 0
         self._idle = asyncio.Event()
 
     async def score(
         self, batch: PackedBatch, deadline: Deadline, user_id: str
     ) -> Mapping[str, Floats]:
         """As the backend does it."""
-        self._in_flight += 1
         try:
             scores = await self.backend.score(batch, deadline, user_id)
         except DependencyFailed:
@@ -96,18 +96,25 @@ class Generation:
             if sum(self._lately) >= BURST:
                 self.failing.set()
             raise
-        finally:
-            self._in_flight -= 1
-            if not self._in_flight:
-                self._idle.set()
         self._lately.append(False)
         if self.shadow is not None:
             self.shadow.offer(batch, user_id, scores)
         return scores
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep it from being closed while a request may still come to be scored."""
+        self._holders += 1
+        try:
+            yield
+        finally:
+            self._holders -= 1
+            if not self._holders:
+                self._idle.set()
+
     async def retire(self) -> None:
-        """Let what is in flight finish, then close. Nothing new may come."""
-        while self._in_flight:
+        """Close once no request holds it; no new one may take it."""
+        while self._holders:
             self._idle.clear()
             await self._idle.wait()
         await self.backend.close()

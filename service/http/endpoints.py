@@ -35,14 +35,13 @@ async def rank_candidates(gateway: Gateway, request: Request) -> Response:
         reserve_s = gateway.settings.answer_reserve_ms / 1e3
         deadline = Deadline.after(patience_s, start).before(reserve_s)
         gateway.admission.check(deadline)
-        model = scene.model
-        checked = rank_request(
-            wire, model.schema, gateway.limits, now_ms(), uuid4().hex, scene.top_k
-        )
-        request.state.request_id = checked.request_id
-        stages.mark("validate")
-
-        ranked = await rank(checked, model, scene.served.features, deadline, stages)
+        with scene.hold() as model:
+            checked = rank_request(
+                wire, model.schema, gateway.limits, now_ms(), uuid4().hex, scene.top_k
+            )
+            request.state.request_id = checked.request_id
+            stages.mark("validate")
+            ranked = await rank(checked, model, scene.served.features, deadline, stages)
 
         answer = rank_answer(checked.request_id, model.version, ranked)
         response = reply(answer, answer_format(request, format))
