@@ -99,7 +99,7 @@ def simulate(
 @click.option(
     "--batch-tokens",
     type=click.IntRange(1),
-    default=4096,
+    default=2048,
     show_default=True,
     help="tokens of a batch, at most",
 )

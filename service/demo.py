@@ -43,9 +43,9 @@ def demo(package: Path, port: int, candidates: int, stop: bool) -> None:
     stop_server()
     if stop:
         return
-    start_server(package, port)
+    server = start_server(package, port)
     url = f"http://127.0.0.1:{port}"
-    await_ready(url)
+    await_ready(server, url)
 
     now_ms = int(time() * 1000)
     market = Marketplace()
@@ -64,7 +64,7 @@ def demo(package: Path, port: int, candidates: int, stop: bool) -> None:
     click.echo("Stop it with: make demo-stop")
 
 
-def start_server(package: Path, port: int) -> None:
+def start_server(package: Path, port: int) -> subprocess.Popen[bytes]:
     """Start `mtgr serve` on its own, with a fresh Redis server in the demo's state directory."""
     REDIS.mkdir(parents=True, exist_ok=True)
     models = json.dumps({SCENE: {"package": str(package), "threads": os.cpu_count()}})
@@ -73,12 +73,13 @@ def start_server(package: Path, port: int) -> None:
     with LOG.open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     PID.write_text(str(process.pid))
+    return process
 
 
-def await_ready(url: str) -> None:
+def await_ready(server: subprocess.Popen[bytes], url: str) -> None:
     """Ask until the engines are loaded, verified and warm; a dead server's log says why."""
     until = monotonic() + PATIENCE_S
-    while monotonic() < until and running():
+    while monotonic() < until and server.poll() is None:
         try:
             if httpx.get(f"{url}/health/ready").status_code == httpx.codes.OK:
                 return

@@ -17,9 +17,8 @@ from model_def.schema import (
     CategoryFeature,
     FeatureSchema,
     IdFeature,
-    Log1p,
     NumberFeature,
-    Standardize,
+    Piecewise,
 )
 
 Floats = NDArray[np.float64]
@@ -51,9 +50,11 @@ def _category(name: str, size: int) -> CategoryFeature:
     return CategoryFeature(name=name, size=size)
 
 
-def _log(name: str) -> NumberFeature:
-    return NumberFeature(name=name, transform=Log1p())
+def _bins(name: str, *edges: float) -> NumberFeature:
+    return NumberFeature(name=name, transform=Piecewise(edges=edges))
 
+
+_PRICE = _bins("price", 8, 13, 17, 21, 25, 30, 37, 50, 80)
 
 SCHEMA = FeatureSchema(
     name="food-delivery",
@@ -61,29 +62,29 @@ SCHEMA = FeatureSchema(
         _category("age_group", 6),
         _category("member", 3),
         _category("favourite_category", CUISINES + 1),
-        _log("usual_price"),
-        _log("orders_before"),
+        _bins("usual_price", 8, 13, 17, 21, 25, 30, 37, 50, 80),
+        _bins("orders_before", 0, 2, 5, 10, 20, 40, 80),
     ),
     behaviour=(
         IdFeature(name="item_id"),
         _category("category", CUISINES + 1),
         _category("action", 3),
-        _log("price"),
+        _PRICE,
     ),
     item=(
         IdFeature(name="item_id"),
         _category("category", CUISINES + 1),
-        _log("price"),
-        NumberFeature(name="rating", transform=Standardize(mean=4.0, std=0.4)),
-        _log("popularity"),
+        _PRICE,
+        _bins("rating", 2.8, 3.4, 3.8, 4.2, 4.6, 5),
+        _bins("popularity", 0, 2, 5, 10, 20, 40, 80),
     ),
     cross=(
-        _log("distance_km"),
-        NumberFeature(name="eta_minutes", transform=Standardize(mean=35.0, std=12.0)),
-        NumberFeature(name="price_ratio", transform=Standardize(mean=1.0, std=0.5)),
-        NumberFeature(name="category_share", transform=Standardize(mean=0.1, std=0.12)),
-        _log("orders_at_item"),
-        NumberFeature(name="category_at_hour", transform=Standardize(mean=0.0, std=0.7)),
+        _bins("distance_km", 0, 0.5, 1, 1.5, 2, 3, 4, 6, 9),
+        _bins("eta_minutes", 10, 20, 27, 34, 42, 55, 75),
+        _bins("price_ratio", 0.2, 0.5, 0.75, 1, 1.25, 1.6, 2.5),
+        _bins("category_share", 0, 0.03, 0.06, 0.1, 0.15, 0.22, 0.35, 0.6),
+        _bins("orders_at_item", 0, 1, 2, 4, 8),
+        _bins("category_at_hour", -1.5, -1, -0.5, 0, 0.5, 1, 1.5),
     ),
     context=(_category("hour", 24), _category("weekday", 7), _category("place", 3)),
 )
