@@ -25,7 +25,8 @@ def through_triton(package: Path, server: TritonServer, **more: Any) -> ModelSet
 def client(redis_url: str, package_dir: Path, own_triton: TritonServer) -> Iterator[httpx.Client]:
     """A gateway over a server that the test may stop."""
     model = through_triton(package_dir, own_triton)
-    with running(settings(redis_url, models={"home": model}), open_model) as client:
+    config = settings(redis_url, models={"home": model}, answer_reserve_ms=150)  # shared cores
+    with running(config, open_model) as client:
         yield client
 
 
@@ -84,7 +85,7 @@ def test_a_hanging_server_degrades_in_time(client: httpx.Client, own_triton: Tri
     answer = rank(client, deadline_ms=1000)
     client.event_hooks["response"] = []
     own_triton.resume()
-    assert 900 < float(timings[0].rsplit("total;dur=")[1]) < 1000
+    assert 800 < float(timings[0].rsplit("total;dur=")[1]) < 1000
     assert (answer["ranked_by"], answer["reason"]) == ("recall_score", "triton_timeout")
     assert [item["item_id"] for item in answer["items"]] == [5, 4, 3, 2, 1]
     recovers(client)
