@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 
 from model_def.config import PackageConfig
 from model_def.id_table import IdTable
@@ -49,7 +50,8 @@ def save(directory: Path, checkpoint: Checkpoint) -> None:
     try:
         (partial / "config.json").write_text(checkpoint.config.model_dump_json(indent=1) + "\n")
         weights = {name: t.contiguous() for name, t in checkpoint.model.state_dict().items()}
-        save_file(weights, partial / "weights.safetensors")
+        # Not save_file, which makes a file that its owner alone may read.
+        (partial / "weights.safetensors").write_bytes(to_bytes(weights))
         ids: dict[str, Any] = {name: table.ids for name, table in checkpoint.id_tables.items()}
         np.savez(partial / "id_tables.npz", **ids)
         text = json.dumps(dict(checkpoint.training), indent=1)

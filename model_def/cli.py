@@ -94,8 +94,22 @@ def simulate(
 @click.option("--preset", type=click.Choice(list(PRESETS)), default="tiny", show_default=True)
 @click.option("--tasks", default="ctr,ctcvr", show_default=True, help="tasks, by comma")
 @click.option("--until", type=Utc, help="train on requests before it, UTC; default: nine tenths")
-@click.option("--epochs", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--epochs", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--learning-rate", type=float, default=3e-3, show_default=True, help="Adam's peak")
+@click.option(
+    "--embedding-std",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="spread of the embeddings at the start",
+)
+@click.option(
+    "--branch-gain",
+    type=float,
+    default=0.3,
+    show_default=True,
+    help="scales W_o at the start; below 1 the layers begin close to the identity",
+)
 @click.option(
     "--batch-tokens",
     type=click.IntRange(1),

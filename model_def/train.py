@@ -31,6 +31,12 @@ class TrainingOptions(Frozen):
     min_id_count: int = Field(
         default=2, ge=1, description="an id seen less often shares the unknown id's row"
     )
+    embedding_std: float | None = Field(
+        default=None, gt=0, description="spread of the embeddings at the start; none: the model's"
+    )
+    branch_gain: float = Field(
+        default=1.0, gt=0, description="scales W_o at the start: small begins near the identity"
+    )
     listwise: float = Field(
         default=0.0, ge=0, description="weight of `listwise_loss` beside the cross-entropy"
     )
@@ -68,6 +74,10 @@ def train(
     id_tables = grow_id_tables(schema, samples, options.min_id_count)
     model = MTGR(config, schema, id_tables)
     start_at_base_rates(model, labels)
+    if options.embedding_std is not None:
+        spread_embeddings(model, options.embedding_std)
+    for layer in range(config.layers):
+        model.get_parameter(f"layers.{layer}.out_weight").data.mul_(options.branch_gain)
     optimizer = _optimizer(model, options)
     trained = Trained(model, id_tables)
     tokens = np.array([sample.tokens for sample in samples], np.int64)
@@ -160,6 +170,17 @@ def start_at_base_rates(model: MTGR, labels: NDArray[np.float32]) -> None:
         odds = min(max(rate, 1e-6), 1 - 1e-6)
         bias: Tensor = model.heads[task][-1].bias  # type: ignore[index]  # a Sequential
         torch.nn.init.constant_(bias, math.log(odds / (1 - odds)))
+
+
+def spread_embeddings(model: MTGR, std: float) -> None:
+    """Draw the embeddings anew, wide enough that products of features are learnt early.
+
+    The unknown id starts at zero: where none is seen in training, it stays without an opinion.
+    """
+    for name, values in model.embeddings.values.items():
+        torch.nn.init.normal_(values, std=std)
+        if name in model.schema.id_tables:
+            torch.nn.init.zeros_(values[0])
 
 
 def check_labels(

@@ -49,10 +49,11 @@ class Log:
         self.time_ms.append(time_ms)
         self.event_id.append(event_id)
 
-    def move_to(self, other: "Log") -> None:
-        """Append all to `other`, in order of time, and forget it here."""
+    def move_orders(self, other: "Log") -> None:
+        """Append the orders to `other`, in order of time, and forget everything here."""
         for i in sorted(range(len(self.item)), key=lambda i: (self.time_ms[i], self.event_id[i])):
-            other.add(self.item[i], self.action[i], self.time_ms[i], self.event_id[i])
+            if self.action[i] == ORDER:
+                other.add(self.item[i], self.action[i], self.time_ms[i], self.event_id[i])
         for column in (self.item, self.action, self.time_ms, self.event_id):
             column.clear()
 
@@ -105,7 +106,7 @@ class Past:
         self._next_event += 1
 
     def snapshot(self, at_ms: int) -> None:
-        """Move behaviour up to `at_ms` into the lifelong sequences and the counts."""
+        """Orders up to `at_ms` become lifelong sequences; clicks live on in the counts alone."""
         self.snapshot_ms = at_ms
         for user, log in enumerate(self.today):
             items, actions = np.array(log.item, np.int64), np.array(log.action)
@@ -113,7 +114,7 @@ class Past:
             np.add.at(self.clicks[user], self.market.category[clicked], 1)
             np.add.at(self.orders[user], ordered, 1)
             self.spent[user] += self.market.price[ordered].sum()
-            log.move_to(self.lifelong[user])
+            log.move_orders(self.lifelong[user])
 
     def situation(self, user: int, at_ms: int, place: int) -> Situation:
         """The user at a time, with the behaviour since the snapshot that is strictly earlier."""

@@ -176,7 +176,7 @@ class Marketplace:
         craving = np.minimum(situation.craving[category], 2.0)
         click = (
             -0.6
-            + 0.9 * self.taste[user, category]
+            + 0.8 * self.taste[user, category]
             + 0.45 * self.quality[items]
             - near_matters * 2.2 * np.log1p(distance)
             - price_matters * np.maximum(dear, 0)

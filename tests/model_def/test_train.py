@@ -54,6 +54,21 @@ def test_starts_at_the_base_rates(samples: list[TrainingSample], logs: Logs) -> 
     assert trained.losses[0] == pytest.approx(entropy, rel=0.1)
 
 
+def test_start_is_as_asked(samples: list[TrainingSample], logs: Logs) -> None:
+    """Embeddings start as wide as asked, the unknown id at zero, and W_o as small as asked."""
+    labels = task_labels(logs.requests, TINY.tasks)
+    still = {"epochs": 1, "learning_rate": 1e-12}
+    plain = train(TINY, SCHEMA, samples[:2], labels, TrainingOptions(**still)).model
+    options = TrainingOptions(**still, embedding_std=0.7, branch_gain=0.25)
+    model = train(TINY, SCHEMA, samples[:2], labels, options).model
+    everything = torch.cat([values.detach().flatten() for values in model.embeddings.parameters()])
+    assert float(everything.std()) == pytest.approx(0.7, rel=0.1)
+    for name, values in model.embeddings.values.items():
+        assert bool((values[0].detach().abs() < 1e-9).all()) == (name == "item_id")
+    for layer, other in zip(model.layers, plain.layers, strict=True):
+        assert torch.allclose(layer.out_weight, 0.25 * other.out_weight, atol=1e-6)
+
+
 def test_same_seed_same_weights(samples: list[TrainingSample], logs: Logs) -> None:
     """A seed gives the same weights bit for bit; another seed gives others."""
     first, again, other = (weights(samples, logs, seed) for seed in (1, 1, 2))
