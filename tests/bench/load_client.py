@@ -24,7 +24,7 @@ from tests.loadtest.server import Behaviour, serving
 
 ROUNDS = 5
 RATE, SECONDS = 250, 2
-BAR = 3.0
+BAR = 2.0
 
 
 def _serve(urls: "multiprocessing.Queue[str]", stop: "multiprocessing.synchronize.Event") -> None:
