@@ -34,7 +34,7 @@ class ScoreFormula(Frozen):
     ctr_power: float = Field(default=0.0, ge=0)
     ctcvr_power: float = Field(default=1.0, ge=0)
 
-    def __call__(self, probabilities: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+    def __call__(self, probabilities: Mapping[str, NDArray[np.floating]]) -> NDArray[np.floating]:
         """Scores [K] from each task's probabilities [K]."""
         if len(probabilities) == 1:
             return next(iter(probabilities.values()))

@@ -138,7 +138,7 @@ async def rank(
         return RankedItems(request.item_ids[order], scores[order], {}, rung, reason, missing)
     stages.mark("backend")
 
-    scores = combine(tasks, model.formula)
+    scores = model.formula(tasks)
     order = best(scores, request.top_k)
     stages.mark("order")
     return RankedItems(
@@ -163,18 +163,6 @@ async def fall_back(
         if scores is not None and not np.isnan(scores).all():
             return rung, scores
     return "input_order", np.full(len(request.item_ids), np.nan)
-
-
-def combine(tasks: Mapping[str, Floats], formula: ScoreFormula) -> Floats:
-    """score = ctr^a * ctcvr^b; with one task, that task's probability."""
-    if len(tasks) == 1:
-        return next(iter(tasks.values()))
-    powers = {"ctr": formula.ctr_power, "ctcvr": formula.ctcvr_power}
-    score: Floats = np.ones(len(next(iter(tasks.values()))), np.float32)
-    for name, power in powers.items():
-        if power:
-            score = score * tasks[name] ** power
-    return score
 
 
 def best(scores: Floats, top_k: int) -> NDArray[np.int64]:
