@@ -6,9 +6,16 @@ Trains on the baskets before 2017-10-01 and ranks those after: a basket's items 
 drawn in proportion to past popularity. LightGBM reads the same item, cross and context features
 of the same lists. GAUC is the unweighted mean over households, and over baskets; intervals
 resample households. `--choose` trains before September and ranks September's baskets: every
-setting below was chosen by that, and the later weeks were scored once.
+setting below was chosen by that, and the later weeks were scored once. `--save` keeps the logs, the
+checkpoint and one real basket as a request, to be served:
+
+    mtgr build DIR/checkpoint DIR/package
+    mtgr load-features DIR/logs --until-ms TIMESTAMP_OF_THE_BASKET
+    mtgr serve --models '{"grocery": {"package": "DIR/package"}}'
+    mtgr rank DIR/basket.json
 """
 
+import json
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -22,6 +29,7 @@ from tqdm import tqdm
 
 from model_def.checkpoint import Checkpoint, save
 from model_def.config import PRESETS, PackageConfig
+from model_def.data.bodies import rank_body
 from model_def.data.importer import Importer
 from model_def.data.logs import Logs
 from model_def.data.mapping import milliseconds, read_mapping
@@ -167,9 +175,25 @@ class Comparison:
         )
 
 
+def write_basket(path: Path, later: Logs, items: int = 4) -> None:
+    """The request of the last basket of so many known items, and a word on what was bought."""
+    requests = later.requests
+    starts = np.cumsum(requests.candidate_counts) - requests.candidate_counts
+    bought = np.add.reduceat(requests.click, starts, dtype=np.int64)
+    last = int(np.flatnonzero(bought >= items)[-1])
+    body = rank_body(later, last) | {"top_k": 10}
+    path.write_text(json.dumps(body))
+    rows = slice(starts[last], starts[last] + requests.candidate_counts[last])
+    chosen = np.array(body["candidates"]["item_id"])[requests.click[rows] == 1]
+    click.echo(
+        f"{path}: household {body['user_id']} at {body['timestamp']} bought "
+        f"{', '.join(map(str, chosen))} of {len(requests.click[rows])} candidates"
+    )
+
+
 @click.command()
 @click.option("--choose", is_flag=True, help="Train before September and rank September's baskets.")
-@click.option("--save", "directory", type=click.Path(path_type=Path), help="Logs and checkpoint.")
+@click.option("--save", "directory", type=click.Path(path_type=Path), help="Keep what was made.")
 def main(choose: bool, directory: Path | None) -> None:
     """Print GAUC of every ranker, and MTGR's lead over the best single feature and LightGBM."""
     torch.set_num_threads(1)
@@ -187,6 +211,7 @@ def main(choose: bool, directory: Path | None) -> None:
         write_logs(directory / "logs", logs)
         checkpoint = Checkpoint(package, trained.model, trained.id_tables, training)
         save(directory / "checkpoint", checkpoint)
+        write_basket(directory / "basket.json", later)
     trees = rank_by_trees(draws[0], later)
     singles = single_features(later)
     best = sorted(singles, key=lambda name: -comparison.by_households(singles[name]))[:5]
