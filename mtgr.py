@@ -18,6 +18,7 @@ COMMANDS = {
     "load-features": ("service.cli:load_features", "train", "Load users and items into Redis."),
     "serve": ("service.cli:serve", "", "Serve packages over HTTP."),
     "rank": ("service.cli:rank", "", "Send a ranking request and print the answer."),
+    "metrics": ("service.cli:metrics", "", "Print the catalogue of metrics."),
     "load": ("loadtest.cli:load", "load", "Load tests over HTTP, with reports."),
     "demo": ("service.demo:demo", "", "Serve the demo package with its users; rank for one."),
 }

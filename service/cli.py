@@ -1,4 +1,4 @@
-"""The gateway's commands: serve, load-features, rank."""
+"""The gateway's commands: serve, load-features, rank, metrics."""
 
 import asyncio
 import sys
@@ -126,3 +126,11 @@ def rank(request: Any, url: str) -> None:
             click.echo(f"at {detail['path']}, expected {detail['expected']}", err=True)
         sys.exit(1)
     show(response)
+
+
+@click.command()
+def metrics() -> None:
+    """Print every metric that the gateway exports, as a Markdown table."""
+    from service.metrics import Metrics, table
+
+    click.echo(table(Metrics().catalogue.entries))

@@ -1,108 +1,192 @@
-"""Every metric of the gateway: its name, type, unit and labels, in one place.
+"""The metric catalogue: name, type, unit, meaning and labels of everything exported, in one place.
 
 `scene` is one of the configured scenes, or "none" where the body did not get that far. Ids of
-users, items and requests are never labels.
+users, items and requests are never labels. `mtgr metrics` prints this as a table; dashboards and
+alerts may name nothing else.
 """
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from platform import python_version
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+)
+
+# A second series for each would double a scrape and tell nobody anything.
+disable_created_metrics()  # type: ignore[no-untyped-call]  # the library left it untyped
 
 NO_SCENE = "none"
 
-SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+LATENCY_OBJECTIVE_S, DEADLINE_S = 0.05, 0.2
+"""What most answers stay within, and the default deadline, seconds: both are bucket edges."""
+
+SECONDS = (
+    *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02),
+    *(LATENCY_OBJECTIVE_S, 0.1, DEADLINE_S, 0.5, 1.0, 2.5),
+)
 BYTES = tuple(float(1 << power) for power in range(10, 25, 2))
 DIFFERENCES = (1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1)
 COUNTS = (1, 10, 30, 100, 300, 1000, 3000, 10000)
 
 
-class Metrics:
-    """The catalogue, on a registry of its own."""
+@dataclass(frozen=True)
+class Entry:
+    """One metric, as it is exported."""
+
+    name: str
+    type: str
+    unit: str
+    """Base units (seconds, bytes, ratio) end the name; anything else says what is counted."""
+    meaning: str
+    labels: tuple[str, ...]
+
+
+class Catalogue:
+    """Makes metrics on a registry of its own, and knows what each of them is."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        r = self.registry
-        self.requests = Counter(
-            "mtgr_requests",
+        self.entries: list[Entry] = []
+
+    def counter(self, name: str, unit: str, meaning: str, *labels: str) -> Counter:
+        """Exported as `name`_total."""
+        self.entries.append(Entry(f"{name}_total", "counter", unit, meaning, labels))
+        return Counter(name, meaning, labels, registry=self.registry)
+
+    def gauge(self, name: str, unit: str, meaning: str, *labels: str) -> Gauge:
+        """A value that goes up and down; 1 for a fact in its labels (unit "info")."""
+        self.entries.append(Entry(name, "gauge", unit, meaning, labels))
+        return Gauge(name, meaning, labels, registry=self.registry)
+
+    def histogram(
+        self, name: str, unit: str, meaning: str, *labels: str, buckets: Sequence[float]
+    ) -> Histogram:
+        """Exported as `name`_bucket, `name`_sum and `name`_count."""
+        self.entries.append(Entry(name, "histogram", unit, meaning, labels))
+        return Histogram(name, meaning, labels, registry=self.registry, buckets=buckets)
+
+
+class Metrics:
+    """Every metric of one gateway."""
+
+    def __init__(self) -> None:
+        self.catalogue = of = Catalogue()
+        self.registry = of.registry
+
+        # A line for name and unit, one for the meaning, one for the labels.
+        # fmt: off
+
+        # Requests: rate, errors and duration, whole and by stage.
+        self.requests = of.counter(
+            "mtgr_requests", "requests",
             "Ranking requests by outcome: answered or degraded.",
-            ["scene", "outcome"],
-            registry=r,
+            "scene", "outcome",
         )
-        self.degraded = Counter(
-            "mtgr_degraded",
+        self.degraded = of.counter(
+            "mtgr_degraded", "requests",
             "Degraded answers by reason and by what ranked instead.",
-            ["scene", "reason", "ranked_by"],
-            registry=r,
+            "scene", "reason", "ranked_by",
         )
-        self.refused = Counter(
-            "mtgr_refused",
+        self.refused = of.counter(
+            "mtgr_refused", "requests",
             "Valid requests turned away, by reason.",
-            ["scene", "reason"],
-            registry=r,
+            "scene", "reason",
         )
-        self.invalid = Counter(
-            "mtgr_invalid", "Invalid requests by reason.", ["scene", "reason"], registry=r
+        self.invalid = of.counter(
+            "mtgr_invalid", "requests",
+            "Invalid requests by reason.",
+            "scene", "reason",
         )
-        self.failed = Counter(
-            "mtgr_failed", "Requests that a bug of ours answered with 500.", ["scene"], registry=r
+        self.failed = of.counter(
+            "mtgr_failed", "requests",
+            "Requests that a bug of ours answered with 500.",
+            "scene",
         )
-        self.disconnected = Counter(
-            "mtgr_disconnected", "Callers gone before their body was read.", registry=r
+        self.disconnected = of.counter(
+            "mtgr_disconnected", "requests",
+            "Callers gone before their body was read.",
         )
-        self.stage_seconds = Histogram(
-            "mtgr_stage_seconds",
-            "Seconds of a ranking request by stage.",
-            ["scene", "stage"],
-            registry=r,
+        self.request_seconds = of.histogram(
+            "mtgr_request_seconds", "seconds",
+            "Time of a ranking request, from headers to answer.",
+            "scene",
             buckets=SECONDS,
         )
-        self.request_seconds = Histogram(
-            "mtgr_request_seconds",
-            "Seconds of a ranking request, from headers to answer.",
-            ["scene"],
-            registry=r,
+        self.stage_seconds = of.histogram(
+            "mtgr_stage_seconds", "seconds",
+            "Time of a ranking request by stage; the stages add up to the whole.",
+            "scene", "stage",
             buckets=SECONDS,
         )
-        self.payload_bytes = Histogram(
-            "mtgr_payload_bytes",
-            "Bytes of the packed batch that crosses to the engine.",
-            ["scene"],
-            registry=r,
-            buckets=BYTES,
-        )
-        self.candidates = Histogram(
-            "mtgr_candidates",
+        self.candidates = of.histogram(
+            "mtgr_candidates", "candidates",
             "Candidates of a ranking request.",
-            ["scene"],
-            registry=r,
+            "scene",
             buckets=COUNTS,
         )
-        self.features_absent = Counter(
-            "mtgr_features_absent",
+        self.payload_bytes = of.histogram(
+            "mtgr_payload_bytes", "bytes",
+            "Size of the packed batch that crosses to the engine.",
+            "scene",
+            buckets=BYTES,
+        )
+        self.in_flight = of.gauge(
+            "mtgr_in_flight", "requests",
+            "Ranking requests in flight.",
+        )
+
+        # Features and behaviour.
+        self.features_absent = of.counter(
+            "mtgr_features_absent", "parts",
             "Parts of the features that could not be had, by reason.",
-            ["scene", "part", "reason"],
-            registry=r,
+            "scene", "part", "reason",
         )
-        self.events = Counter(
-            "mtgr_events",
+        self.events = of.counter(
+            "mtgr_events", "events",
             "Events acknowledged: appended, repeated (seen before) or labels.",
-            ["scene", "outcome"],
-            registry=r,
+            "scene", "outcome",
         )
-        self.in_flight = Gauge("mtgr_in_flight", "Requests in flight.", registry=r)
-        self.ready = Gauge("mtgr_ready", "1 once every engine is loaded and verified.", registry=r)
-        self.switches = Counter(
-            "mtgr_switches",
+
+        # Engines: what serves, and how it came to.
+        self.build = of.gauge(
+            "mtgr_build_info", "info",
+            "1, for the version of the gateway and of its Python.",
+            "version", "python",
+        )
+        self.build.labels(version("mtgr-serving"), python_version()).set(1)
+        self.ready = of.gauge(
+            "mtgr_ready", "boolean",
+            "1 once every engine is loaded, verified and warm.",
+        )
+        self.model = of.gauge(
+            "mtgr_model_info", "info",
+            "1, for each scene's model, its version and the kind of its engine.",
+            "scene", "model", "version", "engine",
+        )
+        self.switches = of.counter(
+            "mtgr_switches", "switches",
             "Engine switches by outcome: flipped, refused, rolled_back or kept.",
-            ["model", "outcome"],
-            registry=r,
+            "model", "outcome",
         )
-        self.shadow_difference = Histogram(
-            "mtgr_shadow_difference",
+        self.shadow_difference = of.histogram(
+            "mtgr_shadow_difference", "probability",
             "Largest difference of a probability between the live engine and its shadow.",
-            ["model"],
-            registry=r,
+            "model",
             buckets=DIFFERENCES,
         )
-        self.model = Gauge(
-            "mtgr_model", "1 for each scene's model and its version.",
-            ["scene", "model", "version"], registry=r,
-        )  # fmt: skip
+        # fmt: on
+
+
+def table(entries: Sequence[Entry]) -> str:
+    """The catalogue as Markdown."""
+    rows = [("metric", "type", "unit", "labels", "meaning"), ("---",) * 5]
+    rows += [
+        (f"`{e.name}`", e.type, e.unit, ", ".join(e.labels) or "-", e.meaning) for e in entries
+    ]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)

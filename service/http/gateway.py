@@ -132,7 +132,9 @@ class Gateway:
         self.metrics.model.clear()
         for scene in self.scenes.by_name.values():
             served = scene.served
-            self.metrics.model.labels(scene.name, served.alias, served.config.version).set(1)
+            engine = self.settings.models[served.alias].engine
+            labels = (scene.name, served.alias, served.config.version, engine)
+            self.metrics.model.labels(*labels).set(1)
 
     def observe(self, scene: Scene, ranked: RankedItems, candidates: int, stages: Stages) -> None:
         """Count one answer."""

@@ -146,7 +146,8 @@ def test_a_switch_under_load_loses_no_request(
         assert outcomes(client) == {"flipped": 1.0}
         text = client.get("/metrics").text
         assert 'mtgr_shadow_difference_count{model="home"} 5.0' in text
-        assert f'mtgr_model{{model="home",scene="home",version="{version}"}} 1.0' in text
+        labels = f'engine="onnx-cpu",model="home",scene="home",version="{version}"'
+        assert f"mtgr_model_info{{{labels}}} 1.0" in text
     assert load.failures == []
     assert set(load.versions()) == {("v1", None), (version, None)}
     by_version = {a["model_version"]: scores_of(a) for a in load.answers}

@@ -1,0 +1,45 @@
+"""The catalogue says what is exported, and its names follow Prometheus's conventions."""
+
+import pytest
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.metrics import DEADLINE_S, LATENCY_OBJECTIVE_S, SECONDS, Entry, Metrics, table
+
+ENTRIES = Metrics().catalogue.entries
+BASE_UNITS = ("seconds", "bytes", "ratio", "info")
+
+
+def test_everything_exported_is_in_the_catalogue_and_the_other_way() -> None:
+    """A scrape of a fresh gateway has exactly the catalogue's families, with its types."""
+    text = generate_latest(Metrics().registry).decode()
+    exported = {
+        family.name + "_total" * (family.type == "counter"): family.type
+        for family in text_string_to_metric_families(text)
+    }
+    assert exported == {entry.name: entry.type for entry in ENTRIES}
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+def test_names_follow_the_conventions(entry: Entry) -> None:
+    """A base unit ends the name, of counters before `_total`; the meaning is a sentence; no label
+    is an id."""
+    stem = entry.name.removesuffix("_total")
+    assert stem.startswith("mtgr_")
+    for unit in BASE_UNITS:
+        assert stem.endswith(f"_{unit}") == (entry.unit == unit)
+    assert entry.meaning.endswith(".")
+    assert not {"user_id", "item_id", "request_id"} & set(entry.labels)
+
+
+def test_objectives_are_bucket_edges() -> None:
+    """So the share of answers within the objective is counted, not interpolated."""
+    assert {LATENCY_OBJECTIVE_S, DEADLINE_S} <= set(SECONDS)
+    assert list(SECONDS) == sorted(SECONDS)
+
+
+def test_table_has_a_row_for_each_metric() -> None:
+    """`mtgr metrics` prints all of it."""
+    lines = table(ENTRIES).splitlines()
+    assert len(lines) == len(ENTRIES) + 2
+    assert "| `mtgr_ready` | gauge | boolean | - |" in "\n".join(lines)
