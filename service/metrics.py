@@ -153,6 +153,21 @@ class Metrics:
             "scene", "outcome",
         )
 
+        # The request log.
+        self.request_log = of.counter(
+            "mtgr_request_log", "requests",
+            "Requests for the log by outcome: written, or dropped: overflow, disk_full or error.",
+            "outcome",
+        )
+        self.request_log_bytes = of.counter(
+            "mtgr_request_log_bytes", "bytes",
+            "Size of the log's files as they were written.",
+        )
+        self.request_log_removed = of.counter(
+            "mtgr_request_log_removed", "files",
+            "Oldest files removed to keep the log within its size.",
+        )
+
         # Engines: what serves, and how it came to.
         self.build = of.gauge(
             "mtgr_build_info", "info",

@@ -88,6 +88,19 @@ class Model:
 
 
 @dataclass(frozen=True)
+class Ranking:
+    """What an answer was made of, all candidates in the request's order: the request log's."""
+
+    sample: Sample
+    scores: Floats
+    """[K] what they were ordered by; NaN where nothing is known of an item."""
+    tasks: Mapping[str, Floats]
+    """Probability [K] by task; empty unless the model ranked."""
+    order: NDArray[np.int64]
+    """Positions of the answered candidates, best first."""
+
+
+@dataclass(frozen=True)
 class RankedItems:
     """The answer, best first: at most top_k items."""
 
@@ -100,6 +113,7 @@ class RankedItems:
     reason: str | None
     """Why the answer is degraded; None when it is not."""
     missing: Mapping[str, str]
+    whole: Ranking
     payload_bytes: int = 0
 
 
@@ -112,19 +126,16 @@ async def rank(
     missing = {**user.missing, **missing_items}
     stages.mark("features")
 
-    count = np.array([len(candidates)], np.int32)
-    batch = pack(
-        model.schema,
-        Sample(
-            snapshot_ms=user.snapshot_ms,
-            profile=user.profile,
-            lifelong=user.lifelong,
-            realtime=user.realtime,
-            context=request.context,
-            candidates=candidates,
-            context_candidates=count,
-        ),
+    sample = Sample(
+        snapshot_ms=user.snapshot_ms,
+        profile=user.profile,
+        lifelong=user.lifelong,
+        realtime=user.realtime,
+        context=request.context,
+        candidates=candidates,
+        context_candidates=np.array([len(candidates)], np.int32),
     )
+    batch = pack(model.schema, sample)
     stages.mark("pack")
 
     try:
@@ -135,7 +146,8 @@ async def rank(
         order = best(scores, request.top_k)
         reason = f"{failure.dependency}_{failure.reason}"
         stages.mark("fallback")
-        return RankedItems(request.item_ids[order], scores[order], {}, rung, reason, missing)
+        whole = Ranking(sample, scores, {}, order)
+        return RankedItems(request.item_ids[order], scores[order], {}, rung, reason, missing, whole)
     stages.mark("backend")
 
     scores = model.formula(tasks)
@@ -148,6 +160,7 @@ async def rank(
         ranked_by="model",
         reason=degradation(missing),
         missing=missing,
+        whole=Ranking(sample, scores, tasks, order),
         payload_bytes=batch.payload_bytes,
     )
 

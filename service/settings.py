@@ -136,6 +136,24 @@ class Settings(StoreSettings):
         default="", description="bearer token that may switch engines over HTTP; empty: nobody"
     )
     max_in_flight: int = Field(default=256, ge=1, description="requests in flight at most")
+    request_log_dir: str = Field(
+        default="", description="directory for a log of what was served; empty: none"
+    )
+    request_log_share: float = Field(
+        default=1.0, ge=0, le=1, description="share of the requests that are logged"
+    )
+    request_log_queue: int = Field(
+        default=1000, ge=1, description="requests waiting to be written at most; more are dropped"
+    )
+    request_log_file_bytes: int = Field(
+        default=32 << 20, ge=1, description="rows of one log file, bytes before compression"
+    )
+    request_log_file_s: float = Field(
+        default=60.0, gt=0, description="longest wait for a log file to fill, seconds"
+    )
+    request_log_bytes: int = Field(
+        default=10 << 30, ge=1, description="size of the log; the oldest files go first, bytes"
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-NUMPY_ONLY = {"schema", "config", "rows", "batch"}
+NUMPY_ONLY = {"schema", "config", "rows", "batch", "served"}
 """Modules of model_def that the gateway may import: NumPy and pydantic, no torch."""
 
 ALLOWED = {

@@ -48,6 +48,7 @@ async def rank_candidates(gateway: Gateway, request: Request) -> Response:
         stages.mark("encode")
     response.headers["server-timing"] = stages.server_timing()
     gateway.observe(scene, ranked, len(checked.item_ids), stages)
+    gateway.record(scene, model, checked, ranked)
     return response
 
 

@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 
 from model_def.batch import PackedBatch
 from model_def.schema import FeatureSchema
+from model_def.served import ServedRequest
 from service.admission import Admission
 from service.backends.switching import Switcher
 from service.deadline import Deadline, Stages
@@ -17,7 +18,8 @@ from service.errors import NotReady, NotServing
 from service.features.store import connect_ahead
 from service.http.validate import Limits
 from service.metrics import Metrics
-from service.rank import RankedItems
+from service.rank import Model, RankedItems, RankRequest
+from service.request_log import open_request_log
 from service.scenes import Scene, Scenes, Served, warm_up
 from service.settings import Settings
 
@@ -44,6 +46,7 @@ class Gateway:
         self.settings, self.scenes = settings, scenes
         self.metrics = Metrics()
         self.admission = Admission(settings.max_in_flight)
+        self.request_log = open_request_log(settings, self.metrics)
         self.limits = Limits(
             max_candidates=settings.max_candidates,
             max_events=settings.max_events,
@@ -82,6 +85,8 @@ class Gateway:
         if not await connect_ahead(self._redis, connections, patience):
             log.warning("Redis does not answer; users are ranked as strangers until it does")
         tasks = [asyncio.create_task(self._keep(s)) for s in self.scenes.served.values()]
+        if self.request_log is not None:
+            self.request_log.start()
         try:
             yield
         finally:
@@ -91,6 +96,8 @@ class Gateway:
             for switcher in self.switchers.values():
                 await switcher.close()
             await self._redis.aclose()
+            if self.request_log is not None:
+                await asyncio.to_thread(self.request_log.close)
 
     async def _keep(self, served: Served) -> None:
         """Start an alias's engine, then follow its link."""
@@ -151,6 +158,26 @@ class Gateway:
         for stage, seconds in stages.seconds.items():
             metrics.stage_seconds.labels(name, stage).observe(seconds)
         metrics.request_seconds.labels(name).observe(sum(stages.seconds.values()))
+
+    def record(self, scene: Scene, model: Model, request: RankRequest, ranked: RankedItems) -> None:
+        """Offer one answer to the request log, if there is one; never waits."""
+        if self.request_log is None:
+            return
+        self.request_log.offer(
+            model.schema,
+            ServedRequest(
+                request_id=request.request_id,
+                user_id=request.user_id,
+                scene=scene.name,
+                model_version=model.version,
+                sample=ranked.whole.sample,
+                ranked_by=ranked.ranked_by,
+                reason=ranked.reason,
+                answered=ranked.whole.order,
+                scores=ranked.whole.scores,
+                tasks=ranked.whole.tasks,
+            ),
+        )
 
 
 def now_ms() -> int:
