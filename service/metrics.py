@@ -15,6 +15,7 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    ProcessCollector,
     disable_created_metrics,
 )
 
@@ -31,6 +32,7 @@ SECONDS = (
     *(LATENCY_OBJECTIVE_S, 0.1, DEADLINE_S, 0.5, 1.0, 2.5),
 )
 BYTES = tuple(float(1 << power) for power in range(10, 25, 2))
+PROBABILITIES = (0.001, 0.003, 0.01, 0.03, *(round(0.05 * i, 2) for i in range(1, 20)))
 DIFFERENCES = (1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1)
 COUNTS = (1, 10, 30, 100, 300, 1000, 3000, 10000)
 
@@ -52,6 +54,7 @@ class Catalogue:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)  # CPU, memory, open files: process_*
         self.entries: list[Entry] = []
 
     def counter(self, name: str, unit: str, meaning: str, *labels: str) -> Counter:
@@ -140,6 +143,10 @@ class Metrics:
             "mtgr_in_flight", "requests",
             "Ranking requests in flight.",
         )
+        self.wait = of.gauge(
+            "mtgr_wait_seconds", "seconds",
+            "Estimated wait of a ranking request that came now.",
+        )
 
         # Features and behaviour.
         self.features_absent = of.counter(
@@ -189,11 +196,34 @@ class Metrics:
             "Engine switches by outcome: flipped, refused, rolled_back or kept.",
             "model", "outcome",
         )
+        self.switching = of.gauge(
+            "mtgr_switching", "boolean",
+            "1 while another engine is being loaded, verified or shadowed.",
+            "model",
+        )
         self.shadow_difference = of.histogram(
             "mtgr_shadow_difference", "probability",
             "Largest difference of a probability between the live engine and its shadow.",
             "model",
             buckets=DIFFERENCES,
+        )
+
+        # Model health: what is predicted, and what came of it.
+        self.score = of.histogram(
+            "mtgr_prediction", "probability",
+            "Probability predicted for the first item of an answer.",
+            "scene", "version", "task",
+            buckets=PROBABILITIES,
+        )
+        self.predicted = of.counter(
+            "mtgr_feedback_predicted", "outcomes",
+            "Sum of the probabilities predicted for items that were reported as shown.",
+            "scene", "task",
+        )
+        self.happened = of.counter(
+            "mtgr_feedback_happened", "outcomes",
+            "Reported clicks (task ctr) and orders (task ctcvr) of such items.",
+            "scene", "task",
         )
         # fmt: on
 

@@ -47,6 +47,9 @@ class Slot(Protocol):
 class Observer(Protocol):
     """Who counts switches."""
 
+    def switching(self, alias: str, under_way: bool) -> None:
+        """Another engine is being loaded, verified or shadowed; or no longer."""
+
     def switched(self, alias: str, outcome: str) -> None:
         """`outcome` is flipped, refused, rolled_back or kept."""
 
@@ -77,6 +80,7 @@ class Switcher:
         if self._busy.locked() or self._probation is not None:
             raise SwitchRefused("another switch is under way; come back when it has ended")
         async with self._busy:
+            self._observer.switching(self._slot.alias, True)
             try:
                 fresh = await self._load(package)
                 await self._shadow(fresh, shadow_requests)
@@ -84,6 +88,8 @@ class Switcher:
                 self._observer.switched(self._slot.alias, "refused")
                 log.error("%s: %s is refused: %s", self._slot.alias, package, problem)
                 raise SwitchRefused(str(problem)) from problem
+            finally:
+                self._observer.switching(self._slot.alias, False)
             old, self._slot.live = self._slot.live, fresh
             self._package = package.resolve()
             self._observer.switched(self._slot.alias, "flipped")

@@ -64,6 +64,7 @@ async def take_events(gateway: Gateway, request: Request) -> Response:
     features = scene.served.features
     await features.label(labels, deadline)
     appended = await features.append(wire.user_id, rows, deadline)
+    gateway.feedback.reported(scene.name, labels)
     counts = {"appended": appended, "repeated": len(rows) - appended, "labels": len(labels)}
     for outcome, count in counts.items():
         gateway.metrics.events.labels(scene.name, outcome).inc(count)

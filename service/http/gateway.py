@@ -16,6 +16,7 @@ from service.backends.switching import Switcher
 from service.deadline import Deadline, Stages
 from service.errors import NotReady, NotServing
 from service.features.store import connect_ahead
+from service.feedback import Feedback
 from service.http.validate import Limits
 from service.metrics import Metrics
 from service.rank import Model, RankedItems, RankRequest
@@ -57,6 +58,8 @@ class Gateway:
         self._redis, self._fatal = redis, fatal
         self.metrics.in_flight.set_function(lambda: self.admission.in_flight)
         self.metrics.ready.set_function(lambda: self.ready)
+        self.metrics.wait.set_function(self.admission.wait_s)
+        self.feedback = Feedback(self)
         self._problems: dict[str, str] = {}
         self.switchers = {
             alias: Switcher(
@@ -131,6 +134,10 @@ class Gateway:
         self.metrics.switches.labels(alias, outcome).inc()
         self._show_versions()
 
+    def switching(self, alias: str, under_way: bool) -> None:
+        """Show that a switch is under way."""
+        self.metrics.switching.labels(alias).set(under_way)
+
     def shadowed(self, alias: str, difference: float) -> None:
         """Observe a shadow's score."""
         self.metrics.shadow_difference.labels(alias).observe(difference)
@@ -142,6 +149,14 @@ class Gateway:
             engine = self.settings.models[served.alias].engine
             labels = (scene.name, served.alias, served.config.version, engine)
             self.metrics.model.labels(*labels).set(1)
+
+    def predicted(self, scene: str, task: str, probability: float) -> None:
+        """Count a prediction for an item that was shown; see `service.feedback.Counts`."""
+        self.metrics.predicted.labels(scene, task).inc(probability)
+
+    def happened(self, scene: str, task: str) -> None:
+        """Count an outcome."""
+        self.metrics.happened.labels(scene, task).inc()
 
     def observe(self, scene: Scene, ranked: RankedItems, candidates: int, stages: Stages) -> None:
         """Count one answer."""
@@ -160,7 +175,12 @@ class Gateway:
         metrics.request_seconds.labels(name).observe(sum(stages.seconds.values()))
 
     def record(self, scene: Scene, model: Model, request: RankRequest, ranked: RankedItems) -> None:
-        """Offer one answer to the request log, if there is one; never waits."""
+        """Remember what was predicted, and offer it to the request log, if there is one; never
+        waits."""
+        self.feedback.answered(request.request_id, ranked.item_ids, ranked.tasks)
+        for task, probabilities in ranked.tasks.items():
+            score = self.metrics.score.labels(scene.name, model.version, task)
+            score.observe(probabilities[0])
         if self.request_log is None:
             return
         self.request_log.offer(
