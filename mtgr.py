@@ -16,6 +16,7 @@ COMMANDS = {
     "verify": ("engine_build.cli:verify", "build", "Check a package's engines against PyTorch."),
     "repository": ("engine_build.triton.cli:repository", "", "Add an engine for Triton to serve."),
     "load-features": ("service.cli:load_features", "train", "Load users and items into Redis."),
+    "labels": ("service.cli:labels", "log", "Write the labels of /v1/events to files."),
     "serve": ("service.cli:serve", "", "Serve packages over HTTP."),
     "rank": ("service.cli:rank", "", "Send a ranking request and print the answer."),
     "metrics": ("service.cli:metrics", "", "Print the catalogue of metrics."),

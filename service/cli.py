@@ -107,6 +107,34 @@ def load_features(directory: Path, until_ms: int, **flags: str | None) -> None:
 
 
 @click.command()
+@click.argument("out", type=click.Path(file_okay=False, path_type=Path))
+@flags_of(StoreSettings)
+def labels(out: Path, **flags: str | None) -> None:
+    """Write exposures, clicks and orders of /v1/events to OUT, for 'mtgr join'.
+
+    A folder a schema; each run continues after the last. Beside a gateway with a Redis of its own,
+    give that server's --redis-url: unix://<redis_dir>/valkey.sock.
+    """
+    from redis import Redis
+    from redis.exceptions import RedisError
+
+    from service.features.embedded import embedded_server
+    from service.labels import export_labels, schemas_with_labels
+
+    with faults_explained(), ExitStack() as stack:
+        settings = load_settings(given(flags), StoreSettings)
+        url = settings.redis_url or stack.enter_context(embedded_server(settings.redis_dir))
+        try:
+            redis = stack.enter_context(Redis.from_url(url))
+            for schema in schemas_with_labels(redis):
+                exported = export_labels(redis, schema, out / schema)
+                lost = f", {exported.lost} lost: the stream was too short" * bool(exported.lost)
+                click.echo(f"{out / schema}: {exported.written} labels{lost}")
+        except RedisError as error:
+            raise click.ClickException(f"{url}: {error}") from None
+
+
+@click.command()
 @click.argument("request", type=click.File("rb"))
 @click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="of the gateway")
 def rank(request: Any, url: str) -> None:
