@@ -24,9 +24,14 @@ reads. On disk (`model_def.data.parquet`) it is a directory:
         candidate.<feature> one column an item or cross feature, as it was when shown; item_id is
                             unique in its request
         click, order        int8: 1 yes, 0 no, null not labelled; an order implies a click
+        history             string, optional: the `user_id` under which snapshots and events hold
+                            what this request saw; by default the user's own. One user's served
+                            requests need several where a snapshot or an event came in after its
+                            time, so that a sample holds what was there when it was served.
 
-Ids and categories are integers, numbers are integers or floats. A feature with a default may be
-null, or its column absent. Needs NumPy only: the simulator makes logs where no Parquet exists.
+Each of the three may be a directory of Parquet files instead, read as one in order of name. Ids
+and categories are integers, numbers are integers or floats. A feature with a default may be null,
+or its column absent. Needs NumPy only: the simulator makes logs where no Parquet exists.
 """
 
 from dataclasses import dataclass
@@ -69,6 +74,7 @@ class Requests:
     """R requests and the N candidates that they exposed, `candidate_counts[i]` for request i.
 
     `context` carries each request's time. `click` and `order` are int8 [N]: 1, 0 or UNLABELLED.
+    `history` is the `user_id` of the snapshots and events that each request saw.
     """
 
     request_id: NDArray[np.str_]
@@ -79,6 +85,11 @@ class Requests:
     candidate_counts: NDArray[np.int32]
     click: NDArray[np.int8]
     order: NDArray[np.int8]
+    history: NDArray[np.str_] = None  # type: ignore[assignment] # the user's own, below
+
+    def __post_init__(self) -> None:
+        if self.history is None:
+            object.__setattr__(self, "history", self.user_id)
 
 
 @dataclass(frozen=True)

@@ -30,15 +30,18 @@ class LogWriter:
     >>> with LogWriter(Path("logs"), schema) as writer:
     ...     writer.write(snapshots)
     ...     writer.write(requests)
+
+    With `part`, a name, the three tables are directories of files and this adds one to each.
     """
 
-    def __init__(self, directory: Path, schema: FeatureSchema):
-        self._directory, self._schema = directory, schema
+    def __init__(self, directory: Path, schema: FeatureSchema, part: str = ""):
+        self._directory, self._schema, self._part = directory, schema, part
         self._writers: dict[str, pq.ParquetWriter] = {}
 
     def __enter__(self) -> Self:
         self._directory.mkdir(parents=True, exist_ok=True)
-        (self._directory / "schema.json").unlink(missing_ok=True)
+        if not self._part:
+            (self._directory / "schema.json").unlink(missing_ok=True)
         for empty in _empty(self._schema):  # so that every file exists
             self.write(empty)
         return self
@@ -53,9 +56,16 @@ class LogWriter:
             file, columns = EXPOSURES, _exposure_columns(self._schema, part)
         table = pa.table(columns)
         if file not in self._writers:
-            path = self._directory / f"{file}.partial"
-            self._writers[file] = pq.ParquetWriter(path, table.schema, compression="zstd")
+            path = self._path(file)
+            path.parent.mkdir(exist_ok=True)
+            partial = path.with_name(f"{path.name}.partial")
+            self._writers[file] = pq.ParquetWriter(partial, table.schema, compression="zstd")
         self._writers[file].write_table(table)
+
+    def _path(self, file: str) -> Path:
+        if not self._part:
+            return self._directory / file
+        return self._directory / file / f"{self._part}.parquet"
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
@@ -64,8 +74,9 @@ class LogWriter:
             writer.close()
         if error is not None:
             return
-        for file in self._writers:
-            (self._directory / f"{file}.partial").replace(self._directory / file)
+        for file in sorted(self._writers, key=(SNAPSHOTS, EVENTS, EXPOSURES).index):
+            path = self._path(file)
+            path.with_name(f"{path.name}.partial").replace(path)
         (self._directory / "schema.json").write_text(self._schema.model_dump_json(indent=1) + "\n")
 
 
@@ -134,20 +145,21 @@ def _read_requests(table: Table, schema: FeatureSchema, snapshots: Snapshots) ->
     request, requests = table.strings("request_id")
     user, users = table.strings("user_id")
     scene, scenes = table.strings("scene")
+    history, histories = table.strings_or("history", user, users)
     at = table.times("time_ms")
     context = table.features("context.", schema.context)
     candidate = table.features("candidate.", schema.candidate)
     click, order = table.labels("click"), table.labels("order")
     table.reject(np.flatnonzero((click == 0) & (order == 1)), "order without a click")
     table.reject_repeats("repeats an item_id in its request", request, candidate["item_id"])
-    known = _first_snapshots(snapshots, users)[user]
+    known = _first_snapshots(snapshots, histories)[history]
     table.reject(np.flatnonzero(at < known), "before the user's first snapshot")
 
     kept = np.flatnonzero(table.good)
     codes, first = np.unique(request[kept], return_index=True)
     head = np.zeros(len(requests), np.int64)
     head[codes] = kept[first]  # the first good row of each request
-    alike = {"user_id": user, "scene": scene, "time_ms": at}
+    alike = {"user_id": user, "scene": scene, "history": history, "time_ms": at}
     alike |= {f"context.{name}": values for name, values in context.items()}
     for name, values in alike.items():
         odd = values[kept] != values[head[request[kept]]]
@@ -166,6 +178,7 @@ def _read_requests(table: Table, schema: FeatureSchema, snapshots: Snapshots) ->
         counts.astype(np.int32),
         click[kept],
         order[kept],
+        histories[history[rows]],
     )
 
 
@@ -241,6 +254,9 @@ def _exposure_columns(schema: FeatureSchema, part: Requests) -> dict[str, Any]:
         **_features("candidate.", schema.layouts["candidate"], part.candidates),
         "click": pa.array(part.click, mask=part.click == UNLABELLED),
         "order": pa.array(part.order, mask=part.order == UNLABELLED),
+        "history": pa.array(
+            part.history.tolist(), pa.string(), mask=part.history == part.user_id
+        ).take(pa.array(owner)),
     }
 
 

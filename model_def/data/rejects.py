@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+WHOLE_FILE = -1
+"""In place of a row: the file as a whole."""
+
 
 class Rejects:
     """Collects (file, row, reason); rows are numbered from 0 within their file."""

@@ -39,8 +39,8 @@ def training_samples(logs: Logs) -> Iterator[TrainingSample]:
     lifelong_ends = np.cumsum(snapshots.lifelong_counts)
     ends = np.cumsum(requests.candidate_counts)
     starts = ends - requests.candidate_counts
-    for user, mine in _by_user(requests.user_id, requests.context["time_ms"]).items():
-        own_snapshots, own_events = snapshots_of[user], events[events_of.get(user, none)]
+    for history, mine in _by_user(requests.history, requests.context["time_ms"]).items():
+        own_snapshots, own_events = snapshots_of[history], events[events_of.get(history, none)]
         at = snapshots.snapshot_ms[own_snapshots]
         window_of = np.searchsorted(at, requests.context["time_ms"][mine], side="right") - 1
         for window in np.unique(window_of):
@@ -98,6 +98,7 @@ def select_requests(logs: Logs, chosen: NDArray[np.bool_]) -> Logs:
             requests.candidate_counts[chosen],
             requests.click[rows],
             requests.order[rows],
+            requests.history[chosen],
         ),
     )
 

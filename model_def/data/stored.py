@@ -13,10 +13,14 @@ from model_def.data.traffic import StoredUser
 def users_of(logs: Logs, until_ms: int) -> Iterator[StoredUser]:
     """Each user's newest snapshot not later than `until_ms`, and what they did after it.
 
-    Events at or after `until_ms` stay out: a request of that time must not see them.
+    Events at or after `until_ms` stay out: a request of that time must not see them. So do
+    histories that are not a user's own (see `model_def.data.logs`).
     """
     snapshots, events = logs.snapshots, logs.events
-    known = np.flatnonzero(snapshots.snapshot_ms <= until_ms)
+    requests = logs.requests
+    others = requests.history[requests.history != requests.user_id]
+    own = ~np.isin(snapshots.user_id, others)
+    known = np.flatnonzero(own & (snapshots.snapshot_ms <= until_ms))
     known = known[np.argsort(snapshots.snapshot_ms[known], kind="stable")]
     newest = dict(zip(snapshots.user_id[known].tolist(), known.tolist(), strict=True))
     ends = np.cumsum(snapshots.lifelong_counts)

@@ -196,3 +196,85 @@ def test_missing_or_broken_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "events.parquet").unlink()
     with pytest.raises(LogError, match=r"events\.parquet: not found"):
         read_logs(tmp_path)
+
+
+def as_parts(directory: Path, *parts: Logs) -> None:
+    """Write logs as directories of files `part-<i>.parquet`."""
+    for i, log in enumerate(parts):
+        with LogWriter(directory, SCHEMA, f"part-{i}") as writer:
+            writer.write(log.snapshots)
+            writer.write(log.events)
+            writer.write(log.requests)
+
+
+def rejected(directory: Path) -> dict[tuple[str, str], int]:
+    """Rows set aside by file and reason."""
+    return dict(read_logs(directory)[1].counts)
+
+
+def test_a_table_may_be_a_directory_of_files(tmp_path: Path) -> None:
+    """Read in order of name as one; a second copy of a file adds nothing, and is counted."""
+    log = random_logs(3)
+    as_parts(tmp_path, log)
+    assert same(read_logs(tmp_path)[0], log)
+    as_parts(tmp_path, log, log)
+    assert same(read_logs(tmp_path)[0], log)
+    name = "part-1.parquet"
+    assert rejected(tmp_path) == {
+        (f"snapshots.parquet/{name}", "repeats a (user_id, snapshot_ms)"): 6,
+        (f"events.parquet/{name}", "repeats a (user_id, event_id)"): 30,
+        (f"exposures.parquet/{name}", "repeats an item_id in its request"): len(log.requests.click),
+    }
+
+
+def test_a_file_of_another_schema_is_set_aside_whole(tmp_path: Path) -> None:
+    """A column missing, one of another type, no Parquet at all: named, and the others are read."""
+    log = random_logs(3)
+    as_parts(tmp_path, *[log] * 4)
+    shown = len(log.requests.click)
+    one, two, three = (tmp_path / f"exposures.parquet/part-{i}.parquet" for i in (1, 2, 3))
+    table = pq.read_table(one)
+    pq.write_table(table.drop_columns("candidate.distance"), one)
+    place = table.column_names.index("time_ms")
+    pq.write_table(table.set_column(place, "time_ms", table["time_ms"].cast(pa.string())), two)
+    three.write_bytes(b"torn")
+    read, rejects = read_logs(tmp_path)
+    assert same(read, log)
+    counts = {file: (why, n) for (file, why), n in rejects.counts.items() if "exposures" in file}
+    assert counts == {
+        f"exposures.parquet/{one.name}": ("column 'candidate.distance' is missing", shown),
+        f"exposures.parquet/{two.name}": (
+            "column 'time_ms' is string; expected signed integers",
+            shown,
+        ),
+        f"exposures.parquet/{three.name}": ("not a Parquet file", 1),
+    }
+
+
+def test_files_may_differ_in_width(tmp_path: Path) -> None:
+    """int32 in one and int64 in another are one column of integers."""
+    log = random_logs(3)
+    as_parts(tmp_path, random_logs(3, requests=0), log)
+    path = tmp_path / "exposures.parquet/part-1.parquet"
+    table = pq.read_table(path)
+    place = table.column_names.index("context.hour")
+    narrow = table["context.hour"].cast(pa.int8())
+    pq.write_table(table.set_column(place, "context.hour", narrow), path)
+    assert same(read_logs(tmp_path)[0], log)
+
+
+def test_labels_that_are_nan_are_set_aside(tmp_path: Path) -> None:
+    """Floats hold labels too, as some tools write nullable ones; NaN is none of 0, 1 and null."""
+    log = random_logs(3)
+    write_logs(tmp_path, log)
+    path = tmp_path / "exposures.parquet"
+    table = pq.read_table(path)
+    clicks = table["click"].cast(pa.float64()).to_pylist()
+    clicks[2] = float("nan")
+    place = table.column_names.index("click")
+    pq.write_table(table.set_column(place, "click", pa.array(clicks, pa.float64())), path)
+    read, rejects = read_logs(tmp_path)
+    assert rejects.counts == {("exposures.parquet", "click: NaN; expected 0, 1 or null"): 1}
+    rejects.write(tmp_path / "rejects.csv")
+    assert 'exposures.parquet,2,"click: NaN' in (tmp_path / "rejects.csv").read_text()
+    assert len(read.requests.click) == len(log.requests.click) - 1
