@@ -20,6 +20,7 @@ COMMANDS = {
     "serve": ("service.cli:serve", "", "Serve packages over HTTP."),
     "rank": ("service.cli:rank", "", "Send a ranking request and print the answer."),
     "metrics": ("service.cli:metrics", "", "Print the catalogue of metrics."),
+    "key": ("service.cli:key", "", "Make an API key for a caller."),
     "load": ("loadtest.cli:load", "load", "Load tests over HTTP, with reports."),
     "demo": ("service.demo:demo", "", "Serve the demo package with its users; rank for one."),
 }

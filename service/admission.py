@@ -1,50 +1,135 @@
-"""Who gets in: a bound on requests in flight, and no request that could not be answered in time."""
+"""Who gets in, and when: what could not be answered in time is refused before it costs anything.
 
+    headers -> check -> body -> turn: at once, or a wait, the least slack first -> work
+
+Waiting is estimated by Little's law: of the requests at work, one ends each `latency / limit`
+seconds. So the time that a request has left, in these units, is the number that may wait before
+it. How much of it one caller may fill is set by a dynamic threshold (Choudhury and Hahne, 1998):
+as many as are left free. A lone flood then fills half of the time and leaves the other half, so
+that a caller with little to ask finds room; several floods share alike.
+"""
+
+import asyncio
+import heapq
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from time import monotonic
 
 from service.deadline import Deadline
-from service.errors import Overloaded
+from service.errors import Expired, Overloaded
+from service.limit import Limit
 
 WEIGHT = 0.1
 """Of the newest observation in the moving average."""
 
+Place = asyncio.Future[None]
+
 
 class Admission:
-    """Counts requests in flight and learns what each adds to the wait of the next."""
+    """At most an adaptive number of requests at work, and a bounded queue before them."""
 
-    def __init__(self, limit: int):
-        self._limit = limit
-        self._share_s = 0.0
+    def __init__(self, most_in_flight: int, most_waiting: int):
+        self.limit = Limit(most_in_flight)
         self.in_flight = 0
+        self._most_waiting = most_waiting
+        self._latency_s = 0.0
+        self._queue: list[tuple[float, int, Place]] = []
+        self._entered = 0
+        self._of_caller: Counter[str] = Counter()
+        self.waiting = 0
 
     def wait_s(self) -> float:
-        """Estimated seconds until a request that came now would be answered.
+        """Estimated seconds until a request that came now would get its turn."""
+        return 0.0 if self._free() else (self.waiting + 1) * self._between_s()
 
-        By Little's law: requests in flight times the seconds between two answers, which is the
-        time that a request took divided by the number that shared it.
+    def check(self, caller: str, deadline: Deadline) -> None:
+        """Raises Overloaded where a request that came now could not be answered in time, or where
+        its caller has as many waiting as there is room left. Costs microseconds."""
+        if not deadline.left():
+            raise Expired("the deadline passed before the request was read", retry_after_s=1)
+        if self._free():
+            return
+        self.limit.reached()
+        room = self._room(deadline)
+        if self._of_caller[caller] >= room:
+            waiting = f"{self.waiting} waiting, {self._of_caller[caller]} of this caller"
+            raise Overloaded(
+                f"{waiting}: room for {max(0, math.floor(room))} more within the deadline",
+                retry_after_s=max(1, math.ceil(self.wait_s())),
+            )
+
+    @asynccontextmanager
+    async def turn(self, caller: str, deadline: Deadline) -> AsyncIterator[bool]:
+        """Work on a request in the block; gives whether it had to wait for its turn.
+
+        Raises Overloaded as `check` does, and Expired where its turn did not come in time.
         """
-        return self.in_flight * self._share_s
-
-    @contextmanager
-    def slot(self) -> Iterator[None]:
-        """Hold a place; raises Overloaded where there is none."""
-        if self.in_flight >= self._limit:
-            raise self._refusal(f"{self.in_flight} requests in flight, the most allowed")
-        self.in_flight += 1
+        self.check(caller, deadline)
+        waited = not self._free()
+        if waited:
+            await self._wait(caller, deadline)
+        else:
+            self.in_flight += 1
         beside, start = self.in_flight, monotonic()
         try:
-            yield
+            yield waited
         finally:
-            self._share_s += WEIGHT * ((monotonic() - start) / beside - self._share_s)
-            self.in_flight -= 1
+            taken = monotonic() - start
+            self._latency_s += WEIGHT * (taken - self._latency_s)
+            self.limit.observe(taken, beside)
+            self._leave()
 
-    def check(self, deadline: Deadline) -> None:
-        """Refuse now what would be late; raises Overloaded."""
-        if self.in_flight > 1 and self.wait_s() > deadline.left():
-            raise self._refusal(f"estimated wait {1e3 * self.wait_s():.0f} ms exceeds the deadline")
+    def _free(self) -> bool:
+        """Whether a request that comes now need not wait."""
+        return self.in_flight < self.limit() and not self._queue
 
-    def _refusal(self, problem: str) -> Overloaded:
-        return Overloaded(problem, retry_after_s=max(1, math.ceil(self.wait_s())))
+    def _between_s(self) -> float:
+        return self._latency_s / self.limit()
+
+    def _room(self, deadline: Deadline) -> float:
+        """How many more may wait if all are to be answered within that time."""
+        spare_s = deadline.left() - self._latency_s
+        in_time = spare_s / self._between_s() if self._latency_s else math.inf
+        return min(in_time, self._most_waiting) - self.waiting
+
+    async def _wait(self, caller: str, deadline: Deadline) -> None:
+        """Until `_grant` gives a place, which is then counted."""
+        loop = asyncio.get_running_loop()
+        place: Place = loop.create_future()
+        timer = loop.call_later(deadline.left(), _expire, place)
+        self._entered += 1
+        heapq.heappush(self._queue, (deadline.at, self._entered, place))
+        self._of_caller[caller] += 1
+        self.waiting += 1
+        self._grant()
+        try:
+            await place
+        except asyncio.CancelledError:
+            if place.done() and not place.cancelled():
+                self._leave()  # the turn came, and nobody took it
+            raise
+        finally:
+            timer.cancel()
+            self.waiting -= 1
+            self._of_caller[caller] -= 1
+            if not self._of_caller[caller]:
+                del self._of_caller[caller]
+
+    def _leave(self) -> None:
+        self.in_flight -= 1
+        self._grant()
+
+    def _grant(self) -> None:
+        """Give free places to those with the least slack."""
+        while self._queue and self.in_flight < self.limit():
+            _, _, place = heapq.heappop(self._queue)
+            if not place.done():
+                self.in_flight += 1
+                place.set_result(None)
+
+
+def _expire(place: Place) -> None:
+    if not place.done():
+        place.set_exception(Expired("the deadline passed in the queue", retry_after_s=1))

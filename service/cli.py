@@ -1,6 +1,9 @@
-"""The gateway's commands: serve, load-features, rank, metrics."""
+"""The gateway's commands: serve, load-features, rank, metrics, key."""
 
 import asyncio
+import hashlib
+import json
+import secrets
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -162,3 +165,15 @@ def metrics() -> None:
     from service.metrics import Metrics, table
 
     click.echo(table(Metrics().catalogue.entries))
+
+
+@click.command()
+@click.argument("name")
+def key(name: str) -> None:
+    """Make an API key for the caller NAME: the key for the caller, and the entry for the file of
+    the setting api_keys_file, which holds its hash alone."""
+    if not name or "." in name:
+        raise click.BadParameter("expected a name without a dot")
+    secret = secrets.token_hex(32)
+    click.echo(f"{name}.{secret}")
+    click.echo(json.dumps({name: {"sha256": hashlib.sha256(secret.encode()).hexdigest()}}))

@@ -6,7 +6,11 @@
         UnsupportedMedia  415
       Refused             valid, and turned away at once
         Overloaded        429, with a time to come back
+          Expired         429: its deadline passed before its turn came
+          RateLimited     429: its caller's key allows no more
         NotReady          503: the engines are still loading
+        FeaturesStale     503: the scene's policy refuses features of that age
+      Unauthorized        no valid API key, where keys are required: 401
       Forbidden           an operator's endpoint, without the token: 403
       SwitchRefused       another engine may not take an alias over: 409
       DependencyFailed    Redis or a backend: ranking goes on without, a write refuses (503)
@@ -74,11 +78,37 @@ class Overloaded(Refused):
     type = "overloaded"
 
 
+class Expired(Overloaded):
+    """Its deadline passed before its turn came: a queue that was not foreseen."""
+
+    type = "expired"
+
+
+class RateLimited(Overloaded):
+    """More requests than the caller's API key allows."""
+
+    type = "rate_limited"
+
+
 class NotReady(Refused):
     """The engines are still loading."""
 
     status = 503
     type = "not_ready"
+
+
+class FeaturesStale(Refused):
+    """The user's features are older than the scene serves."""
+
+    status = 503
+    type = "features_stale"
+
+
+class Unauthorized(ServiceError):
+    """No valid API key."""
+
+    status = 401
+    type = "unauthorized"
 
 
 class Forbidden(ServiceError):

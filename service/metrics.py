@@ -113,7 +113,7 @@ class Metrics:
         )
         self.disconnected = of.counter(
             "mtgr_disconnected", "requests",
-            "Callers gone before their body was read.",
+            "Callers gone before their request was worked on.",
         )
         self.request_seconds = of.histogram(
             "mtgr_request_seconds", "seconds",
@@ -141,7 +141,26 @@ class Metrics:
         )
         self.in_flight = of.gauge(
             "mtgr_in_flight", "requests",
-            "Ranking requests in flight.",
+            "Ranking requests at work.",
+        )
+        self.late = of.counter(
+            "mtgr_late", "requests",
+            "Answers that were ready after their deadline.",
+            "scene",
+        )
+
+        # Overload: who is let in.
+        self.limit = of.gauge(
+            "mtgr_limit", "requests",
+            "Ranking requests worked on at a time at most, as found by now.",
+        )
+        self.waiting = of.gauge(
+            "mtgr_waiting", "requests",
+            "Ranking requests waiting for their turn.",
+        )
+        self.loop_lag_seconds = of.gauge(
+            "mtgr_loop_lag_seconds", "seconds",
+            "How late the event loop is.",
         )
         self.wait = of.gauge(
             "mtgr_wait_seconds", "seconds",

@@ -135,7 +135,18 @@ class Settings(StoreSettings):
     admin_token: str = Field(
         default="", description="bearer token that may switch engines over HTTP; empty: nobody"
     )
-    max_in_flight: int = Field(default=256, ge=1, description="requests in flight at most")
+    max_in_flight: int = Field(
+        default=256, ge=1, description="requests worked on at a time at most; fewer where more wait"
+    )
+    max_waiting: int = Field(
+        default=1024, ge=1, description="requests waiting for their turn at most"
+    )
+    api_keys_file: Path | None = Field(
+        default=None, description="JSON, callers' keys (see 'mtgr key'); none: everybody may call"
+    )
+    caller_header: str = Field(
+        default="", description="header that tells callers apart without keys; empty: by address"
+    )
     request_log_dir: str = Field(
         default="", description="directory for a log of what was served; empty: none"
     )

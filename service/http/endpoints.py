@@ -1,18 +1,18 @@
 """The endpoints: bytes to a checked request, the work, and the answer with its timings."""
 
-from time import monotonic
 from urllib.parse import unquote_to_bytes
 from uuid import uuid4
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from service.deadline import Deadline, Stages
-from service.errors import InvalidRequest
-from service.http.body import answer_format, body_format, read_body
+from service.errors import Expired, InvalidRequest
+from service.http.body import answer_format, body_format, read_body, told_patience_ms
 from service.http.gateway import Gateway, now_ms
 from service.http.replies import EventsAnswer, UserAnswer, rank_answer, reply
 from service.http.validate import behaviour, deadline_ms, rank_request, user_snapshot
+from service.http.wire import peek_deadline_ms
 from service.rank import rank
 
 USERS = "/v1/users/"
@@ -20,21 +20,29 @@ USERS = "/v1/users/"
 
 async def rank_candidates(gateway: Gateway, request: Request) -> Response:
     """`POST /v1/rank`."""
-    start, stages = monotonic(), Stages()
-    with gateway.admission.slot():
-        gateway.require_ready()
-        format = body_format(request)
-        body = await read_body(request, gateway.settings.max_body_bytes)
-        stages.mark("read")
+    stages = Stages()
+    caller, start = gateway.caller(request.scope)
+    gateway.require_ready()
+    told_ms = told_patience_ms(request)
+    gateway.admission.check(caller, gateway.deadline(start, told_ms))
+    format = body_format(request)
+    body = await read_body(request, gateway.settings.max_body_bytes)
+    stages.mark("read")
+
+    told_ms = peek_deadline_ms(body, format) or told_ms
+    async with gateway.admission.turn(caller, gateway.deadline(start, told_ms)) as waited:
+        if waited and await request.is_disconnected():
+            raise ClientDisconnect
+        stages.mark("queue")
 
         scene, wire = gateway.scenes.read("rank", body, format)
         request.state.scene = scene.name
         stages.mark("decode")
 
-        patience_s = deadline_ms(wire, gateway.limits) / 1e3
-        reserve_s = gateway.settings.answer_reserve_ms / 1e3
-        deadline = Deadline.after(patience_s, start).before(reserve_s)
-        gateway.admission.check(deadline)
+        patience_ms = deadline_ms(wire, gateway.limits)
+        deadline = gateway.deadline(start, patience_ms)
+        if not deadline.left():
+            raise Expired("the deadline passed before the request was worked on", retry_after_s=1)
         with scene.hold() as model:
             checked = rank_request(
                 wire, model.schema, gateway.limits, now_ms(), uuid4().hex, scene.top_k
@@ -47,13 +55,15 @@ async def rank_candidates(gateway: Gateway, request: Request) -> Response:
         response = reply(answer, answer_format(request, format))
         stages.mark("encode")
     response.headers["server-timing"] = stages.server_timing()
-    gateway.observe(scene, ranked, len(checked.item_ids), stages)
+    late = not Deadline.after(patience_ms / 1e3, start).left()
+    gateway.observe(scene, ranked, len(checked.item_ids), stages, late)
     gateway.record(scene, model, checked, ranked)
     return response
 
 
 async def take_events(gateway: Gateway, request: Request) -> Response:
     """`POST /v1/events`: acknowledged once Redis has acknowledged."""
+    gateway.caller(request.scope)
     format = body_format(request)
     body = await read_body(request, gateway.settings.max_body_bytes)
     scene, wire = gateway.scenes.read("events", body, format)
@@ -73,6 +83,7 @@ async def take_events(gateway: Gateway, request: Request) -> Response:
 
 async def put_user(gateway: Gateway, request: Request) -> Response:
     """`PUT /v1/users/{id}`: profile and lifelong sequence, both or neither."""
+    gateway.caller(request.scope)
     user_id = _user_id(request)
     format = body_format(request)
     body = await read_body(request, gateway.settings.max_body_bytes)

@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from time import time
+from time import monotonic, time
+from typing import Any
 
 from redis.asyncio import Redis
 
@@ -13,11 +14,13 @@ from model_def.schema import FeatureSchema
 from model_def.served import ServedRequest
 from service.admission import Admission
 from service.backends.switching import Switcher
+from service.callers import Callers, read_keys
 from service.deadline import Deadline, Stages
 from service.errors import NotReady, NotServing
 from service.features.store import connect_ahead
 from service.feedback import Feedback
 from service.http.validate import Limits
+from service.loop_lag import LoopLag
 from service.metrics import Metrics
 from service.rank import Model, RankedItems, RankRequest
 from service.request_log import open_request_log
@@ -46,7 +49,10 @@ class Gateway:
         """`fatal` is told of an engine that cannot be loaded: nothing can be served then."""
         self.settings, self.scenes = settings, scenes
         self.metrics = Metrics()
-        self.admission = Admission(settings.max_in_flight)
+        self.admission = Admission(settings.max_in_flight, settings.max_waiting)
+        self.lag = LoopLag()
+        keys = read_keys(settings.api_keys_file) if settings.api_keys_file else {}
+        self._callers = Callers(keys, settings.caller_header)
         self.request_log = open_request_log(settings, self.metrics)
         self.limits = Limits(
             max_candidates=settings.max_candidates,
@@ -57,6 +63,9 @@ class Gateway:
         )
         self._redis, self._fatal = redis, fatal
         self.metrics.in_flight.set_function(lambda: self.admission.in_flight)
+        self.metrics.waiting.set_function(lambda: self.admission.waiting)
+        self.metrics.limit.set_function(lambda: self.admission.limit())
+        self.metrics.loop_lag_seconds.set_function(lambda: self.lag())
         self.metrics.ready.set_function(lambda: self.ready)
         self.metrics.wait.set_function(self.admission.wait_s)
         self.feedback = Feedback(self)
@@ -80,9 +89,25 @@ class Gateway:
             problems = "; ".join(self._problems.values())
             raise NotReady(problems or "engines are loading", retry_after_s=1)
 
+    def caller(self, scope: Mapping[str, Any]) -> tuple[str, float]:
+        """Who sent a request, and when it may have come, on the monotonic clock: the loop may have
+        been busy then. Raises Unauthorized or RateLimited."""
+        client = scope["client"]
+        address = client[0] if client else ""
+        return self._callers.identify(dict(scope["headers"]), address), monotonic() - self.lag()
+
+    def deadline(self, start: float, patience_ms: int | None) -> Deadline:
+        """When the work on a request that came at `start` must be done, so that its answer can
+        leave in time; None is the default patience."""
+        settings = self.settings
+        patience_ms = min(patience_ms or settings.default_deadline_ms, settings.max_deadline_ms)
+        reserve_ms = min(settings.answer_reserve_ms, patience_ms / 2)
+        return Deadline.after((patience_ms - reserve_ms) / 1e3, start)
+
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Load the engines in the background while the block serves; close everything after."""
+        self.lag.start()
         connections = min(CONNECTIONS_AHEAD, self.settings.redis_connections)
         patience = Deadline.after(self.settings.redis_write_timeout_ms / 1e3)
         if not await connect_ahead(self._redis, connections, patience):
@@ -93,6 +118,7 @@ class Gateway:
         try:
             yield
         finally:
+            self.lag.stop()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -158,9 +184,13 @@ class Gateway:
         """Count an outcome."""
         self.metrics.happened.labels(scene, task).inc()
 
-    def observe(self, scene: Scene, ranked: RankedItems, candidates: int, stages: Stages) -> None:
-        """Count one answer."""
+    def observe(
+        self, scene: Scene, ranked: RankedItems, candidates: int, stages: Stages, late: bool
+    ) -> None:
+        """Count one answer; `late` once its deadline has passed."""
         metrics, name = self.metrics, scene.name
+        if late:
+            metrics.late.labels(name).inc()
         outcome = "answered" if ranked.reason is None else "degraded"
         metrics.requests.labels(name, outcome).inc()
         if ranked.reason is not None:

@@ -9,6 +9,7 @@ MessagePack a numeric column may be `{"dtype": "<f4", "data": bin}`: little-endi
 are used as they lie.
 """
 
+import re
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -176,6 +177,21 @@ def peek_scene(body: bytes, format: Formats) -> str | None:
         return scene
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         refuse_body(error)
+
+
+_DEADLINE = re.compile(rb'"deadline_ms"\s*:\s*(\d{1,9})[\s,}]')
+_PACKED_DEADLINE = re.compile(
+    rb"\xabdeadline_ms(?:([\0-\x7f])|\xcc(.)|\xcd(..)|\xce(....))", re.DOTALL
+)
+
+
+def peek_deadline_ms(body: bytes, format: Formats) -> int | None:
+    """The deadline that a body names, before it is decoded: enough to order a queue by."""
+    if format == "json":
+        found = _DEADLINE.search(body)
+        return int(found[1]) if found else None
+    packed = _PACKED_DEADLINE.search(body)
+    return int.from_bytes(packed[packed.lastindex or 0], "big") if packed else None
 
 
 def number_type(feature: Feature) -> Any:

@@ -1,7 +1,10 @@
 """Overload and readiness: a request is refused at once, or it is answered."""
 
+import asyncio
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from threading import Event, Semaphore
 
 import httpx
@@ -9,10 +12,11 @@ import pytest
 
 from engine_build.runtime.engine import Scores
 from model_def.batch import PackedBatch
-from service import admission, deadline
+from service import admission, deadline, limit
 from service.admission import Admission
 from service.deadline import Deadline
-from service.errors import Overloaded
+from service.errors import Expired, Overloaded
+from service.limit import CALM, CALM_SAMPLES, RENEW_S, WINDOW_S, WINDOW_SAMPLES, Limit
 from tests.service.world import SCHEMA, Arithmetic, opener, request, running, settings
 
 
@@ -21,7 +25,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
         self.now = 100.0
-        for module in (admission, deadline):
+        for module in (admission, deadline, limit):
             monkeypatch.setattr(module, "monotonic", lambda: self.now)
 
 
@@ -30,40 +34,164 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
 
 
-def test_the_estimated_wait_follows_what_requests_took(clock: Clock) -> None:
-    """Ten in flight of a service that answers one each 20 ms wait 200 ms."""
-    gate = Admission(100)
+async def taught(gate: Admission, clock: Clock, seconds: float, beside: int = 1) -> None:
+    """Have requests take so long, `beside` of them at a time."""
     for _ in range(200):
-        with gate.slot():
-            clock.now += 0.02
-    slots = [gate.slot() for _ in range(10)]
-    for slot in slots:
-        slot.__enter__()
-    assert gate.wait_s() == pytest.approx(0.2, rel=0.01)
-    gate.check(Deadline.after(0.3))
-    with pytest.raises(Overloaded) as refused:
-        gate.check(Deadline.after(0.1))
-    assert refused.value.retry_after_s == 1
+        async with AsyncExitStack() as stack:
+            for _ in range(beside):
+                await stack.enter_async_context(gate.turn("past", Deadline.after(1e6)))
+            clock.now += seconds
 
 
-def test_a_lone_request_is_always_let_in(clock: Clock) -> None:
-    """However slow the past, with nobody ahead there is no wait: refusing cannot feed itself."""
-    gate = Admission(100)
-    with gate.slot():
-        clock.now += 50.0
-    with gate.slot():
-        gate.check(Deadline.after(0.01))
+async def busy(gate: Admission, stack: AsyncExitStack) -> None:
+    """Have as many requests at work as may be."""
+    while gate.in_flight < gate.limit():
+        await stack.enter_async_context(gate.turn("busy", Deadline.after(1e6)))
+
+
+async def serve(gate: Admission, caller: str, deadline: Deadline, done: list[str]) -> None:
+    async with gate.turn(caller, deadline):
+        done.append(caller)
+
+
+def test_what_could_not_be_answered_in_time_is_refused_before_its_body(clock: Clock) -> None:
+    """With every place taken by work of 30 ms, one ends each 30 / limit ms: a request whose time
+    is shorter than the work itself is refused, and one with more time is let wait."""
+
+    async def law() -> None:
+        gate = Admission(3, 1000)
+        await taught(gate, clock, 0.030, beside=3)
+        async with AsyncExitStack() as stack:
+            await busy(gate, stack)
+            gate.check("a", Deadline.after(0.045))
+            with pytest.raises(Overloaded) as refused:
+                gate.check("a", Deadline.after(0.025))
+            assert (refused.value.status, refused.value.retry_after_s) == (429, 1)
+            with pytest.raises(Expired):
+                gate.check("a", Deadline.after(0.0))
+
+    asyncio.run(law())
+
+
+def test_a_free_place_is_given_however_slow_the_past(clock: Clock) -> None:
+    """Nobody is ahead, so there is no wait: refusing cannot feed itself."""
+
+    async def law() -> None:
+        gate = Admission(3, 1000)
+        await taught(gate, clock, 50.0)
+        gate.check("a", Deadline.after(0.01))
+
+    asyncio.run(law())
+
+
+def test_the_least_slack_goes_first_and_the_expired_cost_nothing(clock: Clock) -> None:
+    """Those who wait are served by deadline; one whose deadline passes is refused unserved."""
+
+    async def law() -> None:
+        gate, done = Admission(1, 1000), list[str]()
+        async with gate.turn("first", Deadline.after(1e6)):
+            waiting = [
+                asyncio.create_task(serve(gate, name, Deadline.after(left), done))
+                for name, left in (("late", 60), ("never", 0.02), ("soon", 30), ("later", 90))
+            ]
+            with pytest.raises(Expired):
+                await waiting[1]
+            assert (gate.in_flight, gate.waiting) == (1, 3)
+        await asyncio.gather(waiting[0], *waiting[2:])
+        assert done == ["soon", "late", "later"]
+        assert (gate.in_flight, gate.waiting) == (0, 0)
+
+    asyncio.run(law())
+
+
+def test_a_flood_leaves_room_for_others(clock: Clock) -> None:
+    """One caller fills at most half of the time that there is; another's request finds a place,
+    until as many of its own wait as room is left."""
+
+    async def law() -> None:
+        gate = Admission(3, 1000)
+        await taught(gate, clock, 0.010, beside=3)
+        async with AsyncExitStack() as stack:
+            await busy(gate, stack)
+            patience = Deadline.after(0.210)  # 200 ms of waiting: 60 requests, ends every 10 / 3 ms
+            waiting: list[asyncio.Task[None]] = []
+
+            async def flood(caller: str) -> int:
+                for count in range(1000):
+                    try:
+                        gate.check(caller, patience)
+                    except Overloaded:
+                        return count
+                    waiting.append(asyncio.create_task(serve(gate, caller, patience, [])))
+                    await asyncio.sleep(0)
+                raise AssertionError("never refused")
+
+            assert await flood("flood") == pytest.approx(30, abs=1)
+            assert await flood("other") == pytest.approx(15, abs=1)
+            assert await flood("third") == pytest.approx(8, abs=1)
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+        assert (gate.in_flight, gate.waiting) == (0, 0)
+
+    asyncio.run(law())
 
 
 def test_places_are_given_back(clock: Clock) -> None:
-    """A request that ends, in whatever way, makes room for the next."""
-    gate = Admission(1)
-    with pytest.raises(ValueError, match="x"), gate.slot():
-        raise ValueError("x")
-    with gate.slot(), pytest.raises(Overloaded), gate.slot():
-        raise AssertionError
-    with gate.slot():
-        assert gate.in_flight == 1
+    """A request that ends, in whatever way, makes room for the next; so does one that is cancelled
+    just as its turn comes."""
+
+    async def law() -> None:
+        gate, done = Admission(1, 10), list[str]()
+        with pytest.raises(ValueError, match="x"):
+            async with gate.turn("a", Deadline.after(1)):
+                raise ValueError("x")
+        async with gate.turn("a", Deadline.after(1)):
+            given_up = asyncio.create_task(serve(gate, "b", Deadline.after(1), done))
+            waiting = asyncio.create_task(serve(gate, "c", Deadline.after(2), done))
+            await asyncio.sleep(0)
+        given_up.cancel()  # after its turn was given, before it took it
+        await asyncio.gather(given_up, waiting, return_exceptions=True)
+        assert done == ["c"]
+        assert gate.in_flight == 0
+
+    asyncio.run(law())
+
+
+def observe(limit: Limit, clock: Clock, seconds: float, beside: int, windows: int = 1) -> None:
+    for _ in range(windows):
+        clock.now += WINDOW_S
+        for _ in range(WINDOW_SAMPLES):
+            limit.observe(seconds, beside)
+
+
+def test_the_limit_finds_the_knee(clock: Clock) -> None:
+    """Of a service that works on 8 at a time, it comes to keep 8 busy without a long queue; of one
+    without such a bound, it grows as far as it may; unasked, it stays."""
+    bounded, boundless, unasked = Limit(256), Limit(256), Limit(256)
+    for each in (bounded, boundless, unasked):
+        for _ in range(CALM_SAMPLES):
+            each.observe(0.010, 1)
+    for _ in range(80):  # less than RENEW_S in all
+        for each, seconds in ((bounded, 0.010 * max(1, bounded() / 8)), (boundless, 0.010)):
+            each.reached()
+            observe(each, clock, seconds, CALM + 1)
+        observe(unasked, clock, 0.010, 1)
+    assert 8 <= bounded() <= 24
+    assert boundless() == 256
+    assert unasked() == CALM
+
+
+def test_the_calm_latency_is_measured_anew_under_lasting_pressure(clock: Clock) -> None:
+    """After a while without calm, few are worked on at a time until it is known again."""
+    limit = Limit(256)
+    observe(limit, clock, 0.010, 1, windows=CALM_SAMPLES // WINDOW_SAMPLES)
+    for _ in range(int(RENEW_S / WINDOW_S) + 9):
+        limit.reached()
+        observe(limit, clock, 0.010, 50)
+    assert limit() == CALM
+    observe(limit, clock, 0.010, CALM, windows=CALM_SAMPLES // WINDOW_SAMPLES)
+    assert limit() > CALM
 
 
 class Held(Arithmetic):
@@ -72,8 +200,10 @@ class Held(Arithmetic):
     def __init__(self) -> None:
         self.holding = False
         self.entered, self.leave = Semaphore(0), Event()
+        self.ran = 0
 
     def run(self, batch: PackedBatch) -> Scores:
+        self.ran += 1
         if self.holding:
             self.entered.release()
             self.leave.wait()
@@ -82,29 +212,56 @@ class Held(Arithmetic):
 
 @pytest.fixture
 def held(redis_url: str) -> Iterator[tuple[httpx.Client, Held]]:
-    """A gateway that takes one request at a time, over an engine that can be held."""
+    """A gateway that takes one request at a time and lets one wait, over an engine to be held."""
     engine = Held()
-    with running(settings(redis_url, max_in_flight=1), opener(SCHEMA, engine)) as client:
+    config = settings(redis_url, max_in_flight=1, max_waiting=1)
+    with running(config, opener(SCHEMA, engine)) as client:
         yield client, engine
 
 
 def test_one_request_too_many_is_refused_with_a_time_to_come_back(
     held: tuple[httpx.Client, Held],
 ) -> None:
-    """429 and Retry-After, counted, while the request that was let in is answered."""
+    """429 and Retry-After, counted, while those that were let in are answered; the refused one's
+    body was not even read, for it is none."""
     client, engine = held
+    engine.holding = True
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(client.post, "/v1/rank", json=request())
+        engine.entered.acquire()
+        second = pool.submit(client.post, "/v1/rank", json=request())
+        while "mtgr_waiting 1.0" not in client.get("/metrics").text:
+            pass
+        third = client.post("/v1/rank", content=b"not a body")
+        engine.leave.set()
+        assert first.result().status_code == second.result().status_code == 200
+    assert third.status_code == 429
+    assert int(third.headers["retry-after"]) >= 1
+    assert third.json()["error"]["type"] == "overloaded"
+    counted = 'mtgr_refused_total{reason="overloaded",scene="none"} 1.0'
+    assert counted in client.get("/metrics").text
+
+
+def test_who_hangs_up_while_waiting_costs_no_work(held: tuple[httpx.Client, Held]) -> None:
+    """The request of a caller that is gone when its turn comes never reaches the engine."""
+    client, engine = held
+    before = engine.ran
     engine.holding = True
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(client.post, "/v1/rank", json=request())
         engine.entered.acquire()
-        second = client.post("/v1/rank", json=request())
+        body = httpx.Request("POST", client.base_url.join("/v1/rank"), json=request()).content
+        address = (client.base_url.host, client.base_url.port)
+        with socket.create_connection(address) as gone:
+            gone.sendall(b"POST /v1/rank HTTP/1.1\r\nhost: x\r\n")
+            gone.sendall(f"content-length: {len(body)}\r\n\r\n".encode() + body)
+            while "mtgr_waiting 1.0" not in client.get("/metrics").text:
+                pass
         engine.leave.set()
         assert first.result().status_code == 200
-    assert second.status_code == 429
-    assert int(second.headers["retry-after"]) >= 1
-    assert second.json()["error"]["type"] == "overloaded"
-    counted = 'mtgr_refused_total{reason="overloaded",scene="none"} 1.0'
-    assert counted in client.get("/metrics").text
+    while "mtgr_disconnected_total 1.0" not in client.get("/metrics").text:
+        pass
+    assert engine.ran == before + 1
 
 
 class Loading(Arithmetic):
