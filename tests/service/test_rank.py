@@ -45,7 +45,7 @@ def test_server_timing_names_every_stage_and_they_add_up(client: httpx.Client) -
     stages = dict(part.split(";dur=") for part in header.split(", "))
     total = float(stages.pop("total"))
     assert list(stages) == [
-        "read", "decode", "validate", "features", "pack", "backend", "order", "encode",
+        "read", "queue", "decode", "validate", "features", "pack", "backend", "order", "encode",
     ]  # fmt: skip
     assert abs(sum(map(float, stages.values())) - total) < 0.01
 
