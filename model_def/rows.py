@@ -34,19 +34,24 @@ def rows_from_columns(
 ) -> Rows:
     """Pack `count` rows from columns by feature name; raises InvalidFeature.
 
-    A column is anything NumPy reads as a 1-D array of `count` numbers. A feature without a column
-    takes its default; one without a default is required. `stamps` fills `time_ms` and
-    `event_id`. Unknown names are refused.
+    A column is anything NumPy reads as a 1-D array of `count` numbers; arrays are checked all at
+    once. A feature without a column takes its default; one without a default is required.
+    `stamps` fills `time_ms` and `event_id`. Unknown names are refused.
     """
-    known = {feature.name for feature in layout.features}
-    for name in columns:
-        if name not in known:
-            raise InvalidFeature(name, f"unknown feature; expected one of {sorted(known)}")
+    if not columns.keys() <= layout.names:
+        name = next(name for name in columns if name not in layout.names)
+        raise InvalidFeature(name, f"unknown feature; expected one of {sorted(layout.names)}")
     rows: Rows = np.zeros(count, layout.record)
     for stamp, values in (stamps or {}).items():
         rows[stamp] = values
     for carrier, features in layout.carriers.items():
+        if not features:
+            continue
         out = rows[carrier]
+        together = _checked_together(layout, carrier, columns, count)
+        if together is not None:
+            out[:] = together.T
+            continue
         for position, feature in enumerate(features):
             if feature.name in columns:
                 out[:, position] = checked_column(feature, columns[feature.name], count)
@@ -55,6 +60,31 @@ def rows_from_columns(
             else:
                 raise InvalidFeature(feature.name, "missing; the feature is required")
     return rows
+
+
+def _checked_together(
+    layout: Layout, carrier: str, columns: Mapping[str, Any], count: int
+) -> NDArray[Any] | None:
+    """The carrier's columns [features, count], all in range; None where one by one has to decide.
+
+    It decides nothing that `checked_column` would decide otherwise: only whole arrays that widen
+    without loss come through here, and whatever does not fit is left for it to name.
+    """
+    features = layout.carriers[carrier]
+    low, high = layout.ranges[carrier]
+    together = np.empty((len(features), count), low.dtype)
+    for position, feature in enumerate(features):
+        column = columns.get(feature.name, feature.default)
+        if isinstance(column, np.ndarray):
+            kind, exact = column.dtype.kind, np.can_cast(column.dtype, low.dtype)
+            if low.dtype.kind == "f" and kind != "f":
+                exact &= column.dtype.itemsize < low.dtype.itemsize
+            if column.shape != (count,) or kind not in "iuf" or not exact:
+                return None
+        elif column is None or feature.name in columns:
+            return None
+        together[position] = column
+    return together if ((together >= low) & (together <= high)).all() else None
 
 
 def checked_column(feature: Feature, column: Any, count: int) -> NDArray[Any]:

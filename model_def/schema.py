@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
@@ -141,6 +142,9 @@ class Layout:
             "categories": self.categories,
             "numbers": self.numbers,
         }
+        self.names = frozenset(f.name for f in features)
+        self.ranges = {name: _ranges(carried) for name, carried in self.carriers.items()}
+        """Smallest and largest value of each carrier's features, int64 or float64 [features, 1]."""
         small = all(f.size <= 256 for f in categories)
         half = bool(self.numbers) and all(f.dtype == "float16" for f in self.numbers)
         self.category_dtype = np.dtype(np.uint8 if small else np.int32)
@@ -153,6 +157,23 @@ class Layout:
                 ("numbers", self.number_dtype, (len(self.numbers),)),
             ]
         )
+
+
+def _ranges(features: tuple[Feature, ...]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Smallest and largest value of each feature, [features, 1]."""
+    int64 = np.iinfo(np.int64)
+    bounds: list[tuple[float, float]] = []
+    for feature in features:
+        if isinstance(feature, NumberFeature):
+            limit = float(np.finfo(feature.dtype).max)
+            bounds.append((-limit, limit))
+        elif isinstance(feature, CategoryFeature):
+            bounds.append((0, feature.size - 1))
+        else:
+            bounds.append((int64.min, int64.max))
+    numbers = any(isinstance(feature, NumberFeature) for feature in features)
+    table = np.array(bounds, np.float64 if numbers else np.int64).reshape(-1, 2, 1)
+    return table[:, 0], table[:, 1]
 
 
 class FeatureSchema(Frozen):

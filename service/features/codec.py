@@ -157,12 +157,12 @@ def known_categories(layout: Layout, rows: Rows) -> Rows:
 
     A retrained model may have fewer categories than the one whose records it reads.
     """
-    for carrier, features in (("ids", layout.ids), ("categories", layout.categories)):
-        for position, feature in enumerate(features):
-            if isinstance(feature, CategoryFeature):
-                column = rows[carrier][:, position]
-                odd = (column < 0) | (column >= feature.size)
-                if odd.any():
-                    rows = rows.copy()
-                    rows[carrier][odd, position] = 0
+    for carrier in ("ids", "categories"):
+        if not any(isinstance(feature, CategoryFeature) for feature in layout.carriers[carrier]):
+            continue
+        low, high = layout.ranges[carrier]
+        odd = (rows[carrier] < low.T) | (rows[carrier] > high.T)
+        if odd.any():
+            rows = rows.copy()
+            rows[carrier][odd] = 0
     return rows

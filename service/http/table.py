@@ -13,6 +13,7 @@ from model_def.batch import Rows
 from model_def.rows import InvalidFeature, checked_column, rows_from_columns
 from model_def.schema import IdFeature, Layout
 from service.errors import InvalidRequest
+from service.http.arrays import as_array, number_kinds, rows_as_columns
 from service.http.refusals import Path, check_range, refused_value
 from service.http.wire import BinaryColumn
 from service.rank import Floats
@@ -36,16 +37,18 @@ class Table:
         if isinstance(wire, list):
             check_range(len(wire), root, low, high, "rows")
             return cls._of_rows(wire, root)
-        length = len(_column(getattr(wire, counted), f"{root}.{counted}"))
+        length = len(_column(getattr(wire, counted), f"{root}.{counted}", "q"))
         check_range(length, f"{root}.{counted}", low, high, "values")
         stamps = {
-            name: _column(column, f"{root}.{name}")
-            for name, column in asdict(wire).items()
-            if name != "features" and column is not UNSET
+            name: _column(getattr(wire, name), f"{root}.{name}", kind)
+            for name, kind in number_kinds(wire.__class__).items()
+            if name != "features" and getattr(wire, name) is not UNSET
         }
         features = {
-            name: _column(column, f"{root}.features.{name}")
-            for name, column in asdict(wire.features).items()
+            name: _column(column, f"{root}.features.{name}", kind)
+            for (name, kind), column in zip(
+                number_kinds(wire.features.__class__).items(), astuple(wire.features), strict=True
+            )
             if column is not UNSET
         }
 
@@ -60,11 +63,15 @@ class Table:
         if not rows:
             return cls(0, {}, {}, lambda name, row: f"{root}.features.{name}")
         stamp_names = [n for n in rows[0].__struct_fields__ if n != "features"]
-        stamps: dict[str, Any] = {n: [getattr(row, n) for row in rows] for n in stamp_names}
-        if "recall_score" in stamps and all(s is UNSET for s in stamps["recall_score"]):
-            del stamps["recall_score"]
-        columns = zip(*[astuple(row.features) for row in rows], strict=True)
-        features = dict(zip(rows[0].features.__struct_fields__, columns, strict=True))
+        kinds = number_kinds(rows[0].__class__)
+        stamps: dict[str, Any] = {}
+        for name in stamp_names:
+            values = [getattr(row, name) for row in rows]
+            if values.count(UNSET) < len(rows):
+                stamps[name] = as_array(values, kinds[name])
+        features = rows_as_columns(
+            rows[0].features.__class__, [astuple(row.features) for row in rows]
+        )
 
         def path(name: str, row: int | None) -> str:
             place = name if name in stamp_names else f"features.{name}"
@@ -75,6 +82,8 @@ class Table:
     def stamp(self, name: str) -> NDArray[np.int64]:
         """int64 [count] of a stamp; raises InvalidRequest."""
         column = self.stamps.get(name, ())
+        if isinstance(column, np.ndarray) and column.dtype == np.int64:
+            return column  # its length is `count` and every value fits
         try:
             values = checked_column(IdFeature(name=name), column, self.count)
             return values.astype(np.int64, copy=False)
@@ -84,9 +93,10 @@ class Table:
     def item_ids(self) -> NDArray[np.int64]:
         """Ids of the candidates, each once."""
         ids = self.stamp("item_id")
-        order = np.argsort(ids, kind="stable")
-        again = np.flatnonzero(ids[order[1:]] == ids[order[:-1]])
-        if len(again):
+        ascending = np.sort(ids)
+        if (ascending[1:] == ascending[:-1]).any():
+            order = np.argsort(ids, kind="stable")
+            again = np.flatnonzero(ids[order[1:]] == ids[order[:-1]])
             first, second = int(order[again[0]]), int(order[again[0] + 1])
             raise InvalidRequest(
                 f"{ids[second]} again, first at {self.path('item_id', first)}",
@@ -149,10 +159,10 @@ def checked_rows(
         raise refused_value(invalid, columns.get(invalid.feature, ()), path) from None
 
 
-def _column(column: Any, path: str) -> Any:
-    """A column as NumPy reads it: the list as it came, or the bytes in place."""
+def _column(column: Any, path: str, kind: str) -> Any:
+    """A column as NumPy reads it: `as_array` of a list, or the bytes in place."""
     if not isinstance(column, BinaryColumn):
-        return column
+        return as_array(column, kind)
     dtype = np.dtype(column.dtype)
     if len(column.data) % dtype.itemsize:
         raise InvalidRequest(
