@@ -49,10 +49,14 @@ class TritonServer:
             "--allow-metrics=false",
         ]
         # The Python backend finds its environment as a shell would: the first python3 on PATH.
-        environment = {
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        first = {
+            "PATH": str(Path(sys.executable).parent),
             "PYTHONPATH": str(ROOT),
             "LD_LIBRARY_PATH": library_path(),
+        }
+        environment = os.environ | {
+            name: os.pathsep.join(filter(None, [place, os.environ.get(name)]))
+            for name, place in first.items()
         }
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
