@@ -20,8 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep, time
 
+import grpc
 import httpx
 import numpy as np
+from tritonclient.grpc import service_pb2
+from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
 from engine_build.build import BuildOptions
 from engine_build.package import build_package
@@ -165,7 +168,8 @@ def measure(url: str, out: Path, command: str, *arguments: str) -> Run:
     done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True)
     if done.returncode not in (0, 1):  # 1: the goal is missed, and the document says how
         raise SystemExit(done.stdout + done.stderr)
-    print(done.stdout if command == "find" else "", end="", flush=True)  # noqa: T201  # a benchmark's output
+    trials = [line for line in done.stdout.splitlines() if "/s " in line]
+    print("\n".join(trials) + "\n" * bool(trials), end="", flush=True)  # noqa: T201  # a benchmark's output
     return read_run(out)
 
 
@@ -178,6 +182,26 @@ def show(title: str, run: Run) -> None:
         + "  ".join(f"{name} {s.p50:.2f}/{s.p99:.2f}" for name, s in run.stages.items()),
         flush=True,
     )
+
+
+def inside(address: str, name: str) -> dict[str, float]:
+    """Sums of Triton's own clocks for a model, milliseconds by stage, and its counts."""
+    with grpc.insecure_channel(address) as channel:
+        answer = GRPCInferenceServiceStub(channel).ModelStatistics(
+            service_pb2.ModelStatisticsRequest(name=name)
+        )
+    (model,) = answer.model_stats
+    stages = ("queue", "compute_input", "compute_infer", "compute_output")
+    sums = {stage: getattr(model.inference_stats, stage).ns / 1e6 for stage in stages}
+    return {**sums, "requests": model.inference_count, "batches": model.execution_count}
+
+
+def show_inside(before: dict[str, float], after: dict[str, float]) -> None:
+    """What a request spent in Triton in between, on average, and how many shared a run."""
+    spent = {name: after[name] - before[name] for name in after}
+    requests, batches = spent.pop("requests"), spent.pop("batches")
+    stages = "  ".join(f"{name} {sum_ms / requests:.2f}" for name, sum_ms in spent.items())
+    print(f"    in Triton, mean: {stages}, {requests / batches:.2f} requests a run")  # noqa: T201  # a benchmark's output
 
 
 def main() -> int:
@@ -203,7 +227,7 @@ def main() -> int:
                 repository = work / f"{preset}-{batch}"
                 repository.mkdir()
                 options = ServingOptions(max_candidates=CANDIDATES, batch_requests=batch)
-                add_model(repository, package, given.kind, options)
+                model_name = add_model(repository, package, given.kind, options)
                 server = TritonServer(home, repository)
                 model = {
                     "package": str(package),
@@ -217,9 +241,11 @@ def main() -> int:
                 name = f"{preset}, batches of at most {batch}"
                 with server, gateway({"home": model}, redis_url, given.workers, log) as url:
                     light = f"--stages=2:{LIGHT_PER_S},{given.light_s:g}:{LIGHT_PER_S}"
-                    show(f"{name}, light load", measure(url, work / "light.json", "run", light))
                     search = ("--low=50", f"--trial-s={given.trial_s:g}", "--repeats=1")
-                    show(f"{name}, highest", measure(url, work / "high.json", "find", *search))
+                    for what, *how in (("run", light), ("find", *search)):
+                        before = inside(server.address, model_name)
+                        show(f"{name}, {what}", measure(url, work / "run.json", what, *how))
+                        show_inside(before, inside(server.address, model_name))
     return 0
 
 
