@@ -10,6 +10,7 @@ import click
 COMMANDS = {
     "simulate": ("model_def.cli:simulate", "train", "Write logs of a simulated marketplace."),
     "import": ("model_def.data.importer:import_", "train", "Write logs from your own tables."),
+    "join": ("model_def.data.join:join_command", "log", "Make logs of what was served."),
     "train": ("model_def.cli:train", "train", "Train a model on logs."),
     "evaluate": ("model_def.cli:evaluate", "train", "Score logs: AUC, GAUC, NE, calibration."),
     "build": ("engine_build.cli:build", "build", "Build a model package from a checkpoint."),

@@ -214,6 +214,11 @@ class FeatureSchema(Frozen):
         return self.item + self.cross
 
     @cached_property
+    def item_place(self) -> int:
+        """Where a candidate's ids hold its item_id."""
+        return [feature.name for feature in self.layouts["candidate"].ids].index("item_id")
+
+    @cached_property
     def layouts(self) -> dict[str, Layout]:
         """Layout by segment: profile, lifelong, realtime, context, candidate, and `item` alone."""
         return {

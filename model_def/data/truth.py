@@ -47,9 +47,6 @@ def _exposures(logs: Logs) -> tuple[pa.Array, Floats]:
     requests = logs.requests
     owner = np.repeat(np.arange(len(requests.request_id)), requests.candidate_counts)
     names = pa.array(requests.request_id.tolist(), pa.string()).take(pa.array(owner))
-    place = next(
-        i for i, f in enumerate(logs.schema.layouts["candidate"].ids) if f.name == "item_id"
-    )
     return names.combine_chunks() if isinstance(names, pa.ChunkedArray) else names, (
-        requests.candidates["ids"][:, place]
+        requests.candidates["ids"][:, logs.schema.item_place]
     )
