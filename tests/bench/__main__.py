@@ -2,7 +2,7 @@
 
 import sys
 
-from tests.bench import engine_scaling, load_client, model
+from tests.bench import engine_scaling, load_client, model, payload
 
 if __name__ == "__main__":
-    sys.exit(sum(benchmark.main() for benchmark in (model, engine_scaling, load_client)))
+    sys.exit(sum(benchmark.main() for benchmark in (model, payload, engine_scaling, load_client)))
