@@ -16,6 +16,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from model_def.schema import Frozen
 from service.errors import BadSetting, RateLimited, Unauthorized
+from service.settings import Settings
 
 Headers = Mapping[bytes, bytes]
 
@@ -78,6 +79,12 @@ class Callers:
         if bucket := self._buckets.get(caller):
             bucket.take()
         return caller
+
+
+def open_callers(settings: Settings) -> Callers:
+    """As the settings say; raises BadSetting as `read_keys` does."""
+    keys = read_keys(settings.api_keys_file) if settings.api_keys_file else {}
+    return Callers(keys, settings.caller_header)
 
 
 def read_keys(path: Path) -> dict[str, ApiKey]:

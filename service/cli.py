@@ -7,6 +7,7 @@ import secrets
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,8 @@ def serve(package: Path | None, **flags: str | None) -> None:
             if "models" in settings:
                 raise BadSetting("PACKAGE and --models exclude each other")
             settings["models"] = {"default": {"package": package}}
-        run(load_settings(settings, Settings))
+        read = partial(load_settings, settings, Settings)
+        run(read(), read)
 
 
 @click.command()

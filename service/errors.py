@@ -2,8 +2,11 @@
 
     ServiceError
       InvalidRequest      the caller's: 422, with the field's path and what was expected
+        MalformedHttp     400
+        TooSlow           408
         TooLarge          413
         UnsupportedMedia  415
+        HeadTooLarge      431
       Refused             valid, and turned away at once
         Overloaded        429, with a time to come back
           Expired         429: its deadline passed before its turn came
@@ -47,6 +50,27 @@ class InvalidRequest(ServiceError):
         self.path, self.expected = path, expected
         self.type = type or self.type
         super().__init__(problem)
+
+
+class MalformedHttp(InvalidRequest):
+    """Bytes that are no HTTP request."""
+
+    status = 400
+    type = "malformed_http"
+
+
+class TooSlow(InvalidRequest):
+    """A request that took too long to arrive."""
+
+    status = 408
+    type = "too_slow"
+
+
+class HeadTooLarge(InvalidRequest):
+    """A request line and headers over the limit."""
+
+    status = 431
+    type = "head_too_large"
 
 
 class TooLarge(InvalidRequest):

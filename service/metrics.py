@@ -113,7 +113,7 @@ class Metrics:
         )
         self.disconnected = of.counter(
             "mtgr_disconnected", "requests",
-            "Callers gone before their request was worked on.",
+            "Callers gone, or cut off as too slow, before their request was worked on.",
         )
         self.request_seconds = of.histogram(
             "mtgr_request_seconds", "seconds",
@@ -209,6 +209,11 @@ class Metrics:
             "mtgr_model_info", "info",
             "1, for each scene's model, its version and the kind of its engine.",
             "scene", "model", "version", "engine",
+        )
+        self.reloads = of.counter(
+            "mtgr_reloads", "reloads",
+            "Settings read again by outcome: taken or refused.",
+            "outcome",
         )
         self.switches = of.counter(
             "mtgr_switches", "switches",

@@ -73,10 +73,17 @@ class Scenes:
 
     def __init__(self, served: Mapping[str, Served], settings: Settings, open_model: OpenModel):
         self.served, self.open_model = served, open_model
+        self.reload(settings)
+
+    def reload(self, settings: Settings) -> None:
+        """Other scenes over the same engines, and other waits for the features."""
         self.by_name = {
-            name: Scene(name, served[scene.model], scene) for name, scene in settings.scenes.items()
+            name: Scene(name, self.served[scene.model], scene)
+            for name, scene in settings.scenes.items()
         }
         self.default = settings.default_scene or next(iter(self.by_name))
+        for served in self.served.values():
+            served.features.settings = settings
 
     def pick(self, name: str | None) -> Scene:
         """The scene of that name, or the default one; raises InvalidRequest."""

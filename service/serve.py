@@ -2,23 +2,29 @@
 
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
-
-import uvicorn
 
 from service.backends.opening import open_model
 from service.backends.switching import OpenModel
 from service.errors import BadSetting
 from service.features.embedded import embedded_server
 from service.features.store import connect
-from service.http.app import create_app
 from service.http.gateway import Gateway
+from service.http.server import GatewayServer
 from service.scenes import build_scenes
 from service.settings import Settings
 
 
-def run(settings: Settings, open_model: OpenModel = open_model) -> None:
-    """Serve until SIGTERM or SIGINT; raises BadSetting for a package that may not be served."""
+def run(
+    settings: Settings,
+    reread: Callable[[], Settings] | None = None,
+    open_model: OpenModel = open_model,
+) -> None:
+    """Serve until SIGTERM or SIGINT; raises BadSetting for a package that may not be served.
+
+    SIGHUP takes over what `reread` gives, where that is safe.
+    """
     failures: list[BaseException] = []
     # uvicorn drains on a signal and then raises it again: leave by unwinding, so Redis stops too.
     for ending in (signal.SIGTERM, signal.SIGINT):
@@ -32,16 +38,8 @@ def run(settings: Settings, open_model: OpenModel = open_model) -> None:
             server.should_exit = True
 
         gateway = Gateway(settings, build_scenes(settings, redis, open_model), redis, fatal)
-        server = uvicorn.Server(
-            uvicorn.Config(
-                create_app(gateway),
-                host=settings.host,
-                port=settings.port,
-                access_log=False,  # metrics count requests; a line for each would cost more
-                log_config=None,
-                server_header=False,
-            )
-        )
+        server = GatewayServer(gateway, reread)
+        signal.signal(signal.SIGHUP, server.ask_reload)
         server.run()
     if failures:
         raise BadSetting(f"a model cannot be served: {failures[0]}") from failures[0]

@@ -1,4 +1,4 @@
-"""Settings of the gateway: environment variables `MTGR_<NAME>`, or flags of the same names.
+"""Settings of the gateway: environment variables `MTGR_<NAME>`, a file, or flags of the same names.
 
 Every description carries its unit. What is unknown or contradicts itself is refused before the
 server starts.
@@ -7,6 +7,7 @@ server starts.
 import difflib
 import json
 import os
+import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -18,10 +19,33 @@ from model_def.schema import Frozen
 from service.errors import BadSetting
 
 PREFIX = "MTGR_"
+FILE = PREFIX + "SETTINGS_FILE"
 ELSEWHERE = {"MTGR_SHARED"}
 """Variables of our prefix that are no settings of the gateway: where tests find their data."""
 
 SceneName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$", max_length=64)]
+RELOADABLE = {
+    "scenes",
+    "default_scene",
+    "max_connections",
+    "read_timeout_ms",
+    "drain_s",
+    "max_body_bytes",
+    "max_events",
+    "clock_skew_ms",
+    "default_deadline_ms",
+    "max_deadline_ms",
+    "answer_reserve_ms",
+    "admin_token",
+    "max_in_flight",
+    "caller_header",
+    "redis_timeout_ms",
+    "redis_write_timeout_ms",
+    "realtime_ttl_s",
+    "label_stream_entries",
+}
+"""Settings that a running gateway may change; a new one is safe only once it stands here."""
+
 JSON_FIELDS = {"models", "scenes"}
 """Settings written as JSON, in flags as in the environment."""
 
@@ -117,6 +141,21 @@ class Settings(StoreSettings):
     default_scene: str = Field(
         default="", description="scene of a request that names none; needed if there are several"
     )
+    settings_file: Path | None = Field(
+        default=None,
+        description="TOML file of settings, over the environment and under flags; read again on "
+        "SIGHUP",
+    )
+    max_connections: int = Field(default=2048, ge=1, description="open connections at most")
+    read_timeout_ms: int = Field(
+        default=10_000, ge=1, description="longest time a request takes to arrive, milliseconds"
+    )
+    keep_alive_s: int = Field(
+        default=75, ge=1, description="life of a silent connection, seconds; callers close sooner"
+    )
+    drain_s: int = Field(
+        default=20, ge=0, description="after SIGTERM, time to finish what was accepted, seconds"
+    )
     max_body_bytes: int = Field(default=8 << 20, ge=1024, description="largest body, bytes")
     max_candidates: int = Field(default=2000, ge=1, description="most candidates of a request")
     max_events: int = Field(default=1000, ge=1, description="most events of a request")
@@ -193,22 +232,45 @@ class Settings(StoreSettings):
         return self
 
 
+def reloaded(old: Settings, new: Settings) -> list[str]:
+    """Names of the settings that differ; raises BadSetting where one of them needs a restart."""
+    changed = [n for n in Settings.model_fields if getattr(old, n) != getattr(new, n)]
+    if fixed := [name for name in changed if name not in RELOADABLE]:
+        also = "; engines are switched by /v1/models/{alias}/switch" * ("models" in fixed)
+        raise BadSetting(f"{', '.join(fixed)}: changing it needs a restart{also}")
+    return changed
+
+
 def load_settings(flags: dict[str, Any], kind: type[Wanted]) -> Wanted:
-    """`flags` over the environment; raises BadSetting with a line for each fault."""
+    """`flags` over the settings file over the environment; raises BadSetting with a line for each
+    fault."""
     known = {PREFIX + name.upper() for name in Settings.model_fields}
     unknown = {name for name in os.environ if name.startswith(PREFIX)} - known - ELSEWHERE
     for name in sorted(unknown):
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise BadSetting(f"{name}: no such setting{hint}")
+    given = {name: _value(name, flag) for name, flag in flags.items()}
+    if issubclass(kind, Settings):
+        given = _read(given.get("settings_file") or os.environ.get(FILE)) | given
     try:
-        return kind(**{name: _value(name, flag) for name, flag in flags.items()})
+        return kind(**given)
     except ValidationError as error:
         lines = [
             ".".join(map(str, fault["loc"])) + ": " * bool(fault["loc"]) + fault["msg"]
             for fault in error.errors()
         ]
         raise BadSetting("\n".join(lines)) from None
+
+
+def _read(path: str | None) -> dict[str, Any]:
+    """Settings of a TOML file; none without a path."""
+    if not path:
+        return {}
+    try:
+        return tomllib.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise BadSetting(f"settings_file: {path}: {error}") from None
 
 
 def _value(name: str, flag: Any) -> Any:

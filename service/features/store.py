@@ -71,7 +71,8 @@ class FeatureStore:
     """The features of one schema. Implements `service.rank.Features`."""
 
     def __init__(self, redis: "Redis", schema: FeatureSchema, settings: StoreSettings):
-        self._redis, self._schema, self._settings = redis, schema, settings
+        self._redis, self._schema = redis, schema
+        self.settings = settings
         layouts, layout_hash = schema.layouts, schema.layout_hash
         self._profile = TableCodec(layouts["profile"], layout_hash)
         self._lifelong = TableCodec(layouts["lifelong"], layout_hash)
@@ -191,7 +192,7 @@ class FeatureStore:
             self._realtime.header,
             self._realtime.record_bytes,
             KEPT_TIMES_CAP * self._schema.realtime_cap,
-            1000 * self._settings.realtime_ttl_s,
+            1000 * self.settings.realtime_ttl_s,
             *self._realtime.encode(events),
         ]
         keys = [key(self._schema, "rt", user_id)]
@@ -213,13 +214,13 @@ class FeatureStore:
         if not labels:
             return
         pipeline = self._redis.pipeline(transaction=True)
-        stream, most = f"mtgr:{self._schema.name}:labels", self._settings.label_stream_entries
+        stream, most = f"mtgr:{self._schema.name}:labels", self.settings.label_stream_entries
         for entry in labels:
             pipeline.xadd(stream, cast(Any, entry), maxlen=most, approximate=True)
         await self._tell(pipeline.execute, deadline)
 
     async def _ask(self, command: Callable[[], Any], deadline: Deadline) -> Any:
-        return await self._tell(command, deadline.within(self._settings.redis_timeout_ms / 1e3))
+        return await self._tell(command, deadline.within(self.settings.redis_timeout_ms / 1e3))
 
     async def _tell(self, command: Callable[[], Any], deadline: Deadline) -> Any:
         async with deadline.bound("redis"):

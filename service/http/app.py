@@ -160,9 +160,10 @@ def _add_errors(app: FastAPI, gateway: Gateway) -> None:
 
 
 def _openapi(app: FastAPI, gateway: Gateway) -> dict[str, Any]:
-    """FastAPI's document with the bodies of every served schema."""
-    if app.openapi_schema:
+    """FastAPI's document with the bodies of every served schema, made anew for other limits."""
+    if app.openapi_schema and app.state.limits is gateway.limits:
         return app.openapi_schema
+    app.state.limits = gateway.limits
     document = get_openapi(
         title=app.title, version="1", description=app.description, routes=app.routes
     )

@@ -22,7 +22,7 @@ async def rank_candidates(gateway: Gateway, request: Request) -> Response:
     """`POST /v1/rank`."""
     stages = Stages()
     caller, start = gateway.caller(request.scope)
-    gateway.require_ready()
+    gateway.require_loaded()
     told_ms = told_patience_ms(request)
     gateway.admission.check(caller, gateway.deadline(start, told_ms))
     format = body_format(request)

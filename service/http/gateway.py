@@ -14,7 +14,7 @@ from model_def.schema import FeatureSchema
 from model_def.served import ServedRequest
 from service.admission import Admission
 from service.backends.switching import Switcher
-from service.callers import Callers, read_keys
+from service.callers import open_callers
 from service.deadline import Deadline, Stages
 from service.errors import NotReady, NotServing
 from service.features.store import connect_ahead
@@ -25,7 +25,7 @@ from service.metrics import Metrics
 from service.rank import Model, RankedItems, RankRequest
 from service.request_log import open_request_log
 from service.scenes import Scene, Scenes, Served, warm_up
-from service.settings import Settings
+from service.settings import Settings, reloaded
 
 log = logging.getLogger("mtgr")
 
@@ -51,16 +51,10 @@ class Gateway:
         self.metrics = Metrics()
         self.admission = Admission(settings.max_in_flight, settings.max_waiting)
         self.lag = LoopLag()
-        keys = read_keys(settings.api_keys_file) if settings.api_keys_file else {}
-        self._callers = Callers(keys, settings.caller_header)
+        self._callers = open_callers(settings)
         self.request_log = open_request_log(settings, self.metrics)
-        self.limits = Limits(
-            max_candidates=settings.max_candidates,
-            max_events=settings.max_events,
-            clock_skew_ms=settings.clock_skew_ms,
-            default_deadline_ms=settings.default_deadline_ms,
-            max_deadline_ms=settings.max_deadline_ms,
-        )
+        self.limits = Limits.of(settings)
+        self.draining = False
         self._redis, self._fatal = redis, fatal
         self.metrics.in_flight.set_function(lambda: self.admission.in_flight)
         self.metrics.waiting.set_function(lambda: self.admission.waiting)
@@ -80,12 +74,18 @@ class Gateway:
 
     @property
     def ready(self) -> bool:
+        """Whether more requests may be sent: every engine is loaded, verified and warm, and no
+        signal has ended the service."""
+        return self.loaded and not self.draining
+
+    @property
+    def loaded(self) -> bool:
         """Whether every engine is loaded, verified and warm."""
         return all(served.live.backend.ready for served in self.scenes.served.values())
 
-    def require_ready(self) -> None:
+    def require_loaded(self) -> None:
         """Raises NotReady while engines are loading."""
-        if not self.ready:
+        if not self.loaded:
             problems = "; ".join(self._problems.values())
             raise NotReady(problems or "engines are loading", retry_after_s=1)
 
@@ -103,6 +103,23 @@ class Gateway:
         patience_ms = min(patience_ms or settings.default_deadline_ms, settings.max_deadline_ms)
         reserve_ms = min(settings.answer_reserve_ms, patience_ms / 2)
         return Deadline.after((patience_ms - reserve_ms) / 1e3, start)
+
+    def require_ready(self) -> None:
+        """Raises NotReady while engines are loading, and from the signal that ends the service."""
+        self.require_loaded()
+        if self.draining:
+            raise NotReady("the service is ending", retry_after_s=1)
+
+    def reload(self, settings: Settings) -> list[str]:
+        """Take other settings over, and the API keys anew; the names of those that changed. Raises
+        BadSetting where one may not change, and then nothing does."""
+        changed = reloaded(self.settings, settings)
+        self._callers = open_callers(settings)
+        self.settings, self.limits = settings, Limits.of(settings)
+        self.admission.limit.most = settings.max_in_flight
+        self.scenes.reload(settings)
+        self._show_versions()
+        return changed
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

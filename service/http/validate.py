@@ -3,7 +3,7 @@
 Whatever needs the schema's ranges, several fields or the clock is decided here, on whole columns.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from hashlib import blake2b
 from typing import Any
 
@@ -18,6 +18,7 @@ from service.errors import InvalidRequest
 from service.http.refusals import check_range, check_time
 from service.http.table import Table, checked_rows, single_row
 from service.rank import RankRequest
+from service.settings import Settings
 
 LONGEST_LIFELONG = 16384
 """Rows of a lifelong sequence in one body; the store keeps the last `lifelong_cap` of them."""
@@ -33,6 +34,11 @@ class Limits:
     """How far ahead of our clock a caller's may be."""
     default_deadline_ms: int
     max_deadline_ms: int
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Limits":
+        """As the settings say."""
+        return cls(**{field.name: getattr(settings, field.name) for field in fields(cls)})
 
 
 def rank_request(

@@ -1,19 +1,55 @@
-"""A gateway in a process of its own, to be killed: `gateway_process REDIS_DIR PORT`."""
+"""A gateway in a process of its own, to be signalled and killed: `REDIS_DIR PORT [SETTINGS]`."""
 
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from socket import create_server
+from typing import Any
+
+import httpx
 
 from service.serve import run
-from service.settings import ModelSettings, Settings
+from service.settings import Settings, load_settings
 from tests.service.world import SCHEMA, opener
 
+ROOT = Path(__file__).parents[2]
+
+
+@contextmanager
+def gateway_process(
+    directory: Path, settings_file: Path | None = None
+) -> Iterator[tuple[httpx.Client, "subprocess.Popen[bytes]"]]:
+    """A gateway process with an embedded server on `directory`, once it is ready."""
+    with create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    more = [] if settings_file is None else [str(settings_file)]
+    command = [sys.executable, "-m", __name__, str(directory), str(port), *more]
+    process = subprocess.Popen(command, cwd=ROOT)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+            while not ready(client):
+                assert process.poll() is None
+            yield client, process
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def ready(client: httpx.Client) -> bool:
+    """Whether the gateway says that it is."""
+    try:
+        return client.get("/health/ready").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
 if __name__ == "__main__":
-    directory, port = sys.argv[1:]
-    run(
-        Settings(
-            models={"home": ModelSettings(package=Path("unused"))},
-            redis_dir=Path(directory),
-            port=int(port),
-        ),
-        opener(SCHEMA),
+    flags: dict[str, Any] = dict(
+        zip(("redis_dir", "port", "settings_file"), sys.argv[1:], strict=False)
     )
+    flags["models"] = {"home": {"package": "unused"}}
+    read = partial(load_settings, flags, Settings)
+    run(read(), read, opener(SCHEMA))

@@ -2,14 +2,9 @@
 
 import os
 import signal
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from socket import create_server
 from threading import Event
 
 import httpx
@@ -20,7 +15,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from service.features.codec import LogCodec
 from service.features.store import KEPT_TIMES_CAP, key
 from service.http.validate import event_hash
-from tests.conftest import ROOT
+from tests.service.gateway_process import gateway_process
 from tests.service.world import NOW_MS, SCHEMA, event
 
 CODEC = LogCodec(SCHEMA.layouts["realtime"], SCHEMA.layout_hash)
@@ -98,30 +93,6 @@ def test_labels_go_to_the_stream_with_the_request_they_answer(
     assert all(
         (e["user_id"], e["request_id"], e["item_id"]) == (user_id, "r1", "7") for e in entries
     )
-
-
-@contextmanager
-def gateway_process(directory: Path) -> Iterator[tuple[httpx.Client, subprocess.Popen[bytes]]]:
-    """A gateway process with an embedded server on `directory`, once it is ready."""
-    with create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "tests.service.gateway_process", str(directory), str(port)]
-    process = subprocess.Popen(command, cwd=ROOT)
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
-            while not ready(client):
-                assert process.poll() is None
-            yield client, process
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def ready(client: httpx.Client) -> bool:
-    try:
-        return client.get("/health/ready").status_code == 200
-    except httpx.TransportError:
-        return False
 
 
 def test_no_acknowledged_event_is_lost_when_everything_is_killed() -> None:

@@ -13,7 +13,6 @@ from typing import Any
 
 import httpx
 import numpy as np
-import uvicorn
 
 from engine_build.runtime.engine import Engine, Scores
 from model_def.batch import PackedBatch
@@ -21,8 +20,8 @@ from model_def.config import PRESETS, PackageConfig
 from model_def.schema import CategoryFeature, FeatureSchema, IdFeature, Log1p, NumberFeature
 from service.backends.inprocess import InProcessBackend
 from service.features.store import connect
-from service.http.app import create_app
 from service.http.gateway import Gateway
+from service.http.server import GatewayServer
 from service.scenes import OpenModel, build_scenes
 from service.settings import ModelSettings, Settings
 
@@ -118,7 +117,7 @@ def running(
     gateway = Gateway(settings, build_scenes(settings, redis, open_model), redis, failures.append)
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(create_app(gateway), access_log=False, log_config=None))
+    server = GatewayServer(gateway)
     thread = Thread(target=server.run, args=([listener],))
     thread.start()
     try:

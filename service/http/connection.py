@@ -1,0 +1,138 @@
+"""One HTTP connection that no caller can hold open for ever, or fill memory through.
+
+uvicorn's own reads whatever comes. Here a request has a time to arrive in and a size, heads and
+pipelines are bounded, silent connections end, and what is no HTTP is refused in our words. One
+sweep over all connections looks for what is overdue, so a request pays for two time stamps only.
+
+A caller that closes its writing half is taken for gone, as proxies do it: TCP cannot tell a half
+from a whole close, and the work of callers that are gone is dropped.
+"""
+
+from asyncio import BaseTransport
+from time import monotonic
+from typing import Any, cast
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from service.errors import (
+    HeadTooLarge,
+    InvalidRequest,
+    MalformedHttp,
+    Overloaded,
+    ServiceError,
+    TooLarge,
+    TooSlow,
+)
+from service.http.gateway import Gateway
+from service.http.replies import error_reply
+from service.metrics import NO_SCENE
+
+MAX_HEAD_BYTES = 64 << 10
+"""Request line and headers."""
+
+MAX_PIPELINED = 32
+"""Requests read ahead of their answers; the connection ends after them."""
+
+FRAMING = 2
+"""Bytes on the wire for each byte of a body at most: chunks of a byte each are not read."""
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's connection with bounds."""
+
+    def __init__(self, *args: Any, gateway: Gateway, **more: Any):
+        super().__init__(*args, **more)
+        self._gateway = gateway
+        self._begun: float | None = None
+        """When the request that is being read began; None between requests."""
+        self._idle_since = monotonic()
+        self._wire_bytes = 0
+        self._in_head = False
+        self._ended = False
+        """Whether nothing more is read."""
+
+    def connection_made(self, transport: BaseTransport) -> None:
+        super().connection_made(cast(Any, transport))
+        most = self._gateway.settings.max_connections
+        if len(self.connections) > most:
+            self._refuse(Overloaded(f"{most} connections, the most allowed", retry_after_s=1))
+
+    def data_received(self, data: bytes) -> None:
+        if self._ended:
+            return
+        before = self._begun
+        super().data_received(data)
+        if before is not None and before == self._begun:
+            self._wire_bytes += len(data)
+            self._check_size()
+        if len(self.pipeline) > MAX_PIPELINED:
+            self.cycle.keep_alive = False
+            self._ended = True
+
+    def _check_size(self) -> None:
+        if self._in_head and self._wire_bytes > MAX_HEAD_BYTES:
+            self._refuse(
+                HeadTooLarge(
+                    "too large", path="head", expected=f"at most {MAX_HEAD_BYTES} bytes of headers"
+                )
+            )
+            return
+        most = self._gateway.settings.max_body_bytes
+        if self._wire_bytes > MAX_HEAD_BYTES + FRAMING * most:
+            expected = f"a body of at most {most} bytes"
+            self._refuse(TooLarge("too many bytes", path="$", expected=expected))
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._begun, self._wire_bytes, self._in_head = monotonic(), 0, True
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._begun = None
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        self._idle_since = monotonic()
+        super().on_response_complete()
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is being read or answered."""
+        return self._begun is None and (self.cycle is None or self.cycle.response_complete)
+
+    def sweep(self, now: float) -> None:
+        """End what is overdue at `now`, of the monotonic clock."""
+        settings = self._gateway.settings
+        if self._begun is not None and now - self._begun > settings.read_timeout_ms / 1e3:
+            most = f"a whole request within {settings.read_timeout_ms} ms"
+            self._refuse(TooSlow("it came too slowly", path="$", expected=most))
+        elif self.idle and now - self._idle_since > settings.keep_alive_s:
+            unread = self.transport.get_write_buffer_size()
+            (self.transport.abort if unread else self.transport.close)()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(MalformedHttp("not HTTP", path="head", expected="an HTTP/1.1 request"))
+
+    def _refuse(self, error: ServiceError) -> None:
+        """Answer and end the connection, in its turn: after the answers to earlier requests."""
+        self._ended = True
+        busy = self.cycle is not None and not self.cycle.response_complete
+        if busy and (self._in_head or self.pipeline or self.cycle.response_started):
+            self.cycle.keep_alive = False
+            return
+        invalid = isinstance(error, InvalidRequest)
+        counter = self._gateway.metrics.invalid if invalid else self._gateway.metrics.refused
+        counter.labels(NO_SCENE, error.type).inc()
+        response = error_reply(error)
+        head = [b"%b: %b\r\n" % header for header in response.raw_headers]
+        self.transport.write(
+            b"".join([STATUS_LINE[error.status], *head, b"connection: close\r\n\r\n"])
+            + bytes(response.body)
+        )
+        if busy:  # whoever waits for the rest of its body learns that it will not come
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self.transport.close()

@@ -1,0 +1,142 @@
+"""uvicorn, with connections that are bounded and an end that loses nothing.
+
+On SIGTERM readiness is false at once; connections that the kernel has completed are still taken,
+then the listeners close; whatever request arrives on an open connection is answered with
+`Connection: close`; connections that stay silent are closed after LINGER_S, and what is not done
+within `drain_s` is cut off. The exit status is 0.
+"""
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from socket import socket
+from time import monotonic
+from types import FrameType
+from typing import Any, cast
+
+import uvicorn
+
+from service.errors import BadSetting
+from service.http.app import create_app
+from service.http.connection import Connection
+from service.http.gateway import Gateway
+from service.settings import Settings
+
+log = logging.getLogger("mtgr")
+
+LINGER_S = 1.0
+"""Silence on an open connection after which nobody is about to use it."""
+
+SWEEP_TICKS = 5
+"""Of 0.1 seconds, between two looks for overdue connections."""
+
+POLL_S = 0.02
+
+
+class GatewayServer(uvicorn.Server):
+    """Serves one gateway until a signal. `reread`, if given, is what SIGHUP loads settings by."""
+
+    def __init__(self, gateway: Gateway, reread: Callable[[], Settings] | None = None):
+        self._gateway, self._reread = gateway, reread
+        self._reload_asked = False
+        settings = gateway.settings
+        super().__init__(
+            uvicorn.Config(
+                create_app(gateway),
+                host=settings.host,
+                port=settings.port,
+                http=cast(Any, partial(Connection, gateway=gateway)),
+                ws="none",
+                access_log=False,  # metrics count requests; a line for each would cost more
+                log_config=None,
+                server_header=False,
+                timeout_keep_alive=settings.keep_alive_s,
+            )
+        )
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._gateway.draining = True
+        super().handle_exit(sig, frame)
+
+    def ask_reload(self, *_: object) -> None:
+        """Handler of SIGHUP: settings are read again at the next tick."""
+        self._reload_asked = True
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % SWEEP_TICKS == 0:
+            now = monotonic()
+            for connection in self._connections():
+                connection.sweep(now)
+        if self._reload_asked and self._reread is not None:
+            self._reload_asked = False
+            self._reload(self._reread)
+        return await super().on_tick(counter)
+
+    def _reload(self, reread: Callable[[], Settings]) -> None:
+        try:
+            changed = self._gateway.reload(reread())
+        except BadSetting as problem:
+            self._gateway.metrics.reloads.labels("refused").inc()
+            log.error("settings stay as they were: %s", problem)
+            return
+        self._gateway.metrics.reloads.labels("taken").inc()
+        log.info("settings read again: %s", ", ".join(changed) or "nothing has changed")
+
+    async def shutdown(self, sockets: list[socket] | None = None) -> None:
+        self._gateway.draining = True
+        grace_s = self._gateway.settings.drain_s
+        end = monotonic() + grace_s
+        log.info("draining for at most %d s", grace_s)
+        await self._stop_listening(sockets)
+        state = self.server_state
+        state.default_headers = [*state.default_headers, (b"connection", b"close")]
+        for connection in self._connections():
+            if not connection.idle:
+                connection.shutdown()
+        await self._until_gone(min(end, monotonic() + LINGER_S))
+        for connection in self._connections():
+            connection.shutdown()
+        if not await self._until_gone(end):
+            log.error("%d requests were not done in %d s: cut off", len(state.tasks), grace_s)
+            for task in state.tasks:
+                task.cancel()
+            for connection in self._connections():
+                connection.transport.abort()
+        await self.lifespan.shutdown()
+
+    async def _stop_listening(self, sockets: list[socket] | None) -> None:
+        """Close the listeners, once what they have queued is taken: closing would reset it."""
+        loop = asyncio.get_running_loop()
+        accept = partial(
+            cast(Any, self.config.http_protocol_class),
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+            _loop=loop,
+        )
+        for server in self.servers:
+            listeners = [socket(fileno=os.dup(s.fileno())) for s in server.sockets]
+            server.close()
+            for listener in listeners:
+                with listener, suppress(BlockingIOError):
+                    listener.setblocking(False)
+                    while True:
+                        queued, _ = listener.accept()
+                        await loop.connect_accepted_socket(accept, queued)
+        for given in sockets or []:
+            given.close()
+
+    async def _until_gone(self, until: float) -> bool:
+        """Whether every connection and task has ended by `until`."""
+        state = self.server_state
+        while state.connections or state.tasks:
+            if monotonic() >= until or self.force_exit:
+                return False
+            await asyncio.sleep(POLL_S)
+        return True
+
+    def _connections(self) -> list[Connection]:
+        return cast(list[Connection], list(self.server_state.connections))
