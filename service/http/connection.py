@@ -50,6 +50,8 @@ class Connection(HttpToolsProtocol):
         self._in_head = False
         self._ended = False
         """Whether nothing more is read."""
+        self._unread_since: float | None = None
+        """Since when the caller has left answers unread."""
 
     def connection_made(self, transport: BaseTransport) -> None:
         super().connection_made(cast(Any, transport))
@@ -66,8 +68,7 @@ class Connection(HttpToolsProtocol):
             self._wire_bytes += len(data)
             self._check_size()
         if len(self.pipeline) > MAX_PIPELINED:
-            self.cycle.keep_alive = False
-            self._ended = True
+            self._end_after_answers()
 
     def _check_size(self) -> None:
         if self._in_head and self._wire_bytes > MAX_HEAD_BYTES:
@@ -106,23 +107,33 @@ class Connection(HttpToolsProtocol):
     def sweep(self, now: float) -> None:
         """End what is overdue at `now`, of the monotonic clock."""
         settings = self._gateway.settings
-        if self._begun is not None and now - self._begun > settings.read_timeout_ms / 1e3:
+        unread = self.transport.get_write_buffer_size()
+        self._unread_since = (self._unread_since or now) if unread else None
+        if now - (self._unread_since or now) > settings.read_timeout_ms / 1e3:
+            self.transport.abort()
+        elif self._begun is not None and now - self._begun > settings.read_timeout_ms / 1e3:
             most = f"a whole request within {settings.read_timeout_ms} ms"
             self._refuse(TooSlow("it came too slowly", path="$", expected=most))
         elif self.idle and now - self._idle_since > settings.keep_alive_s:
-            unread = self.transport.get_write_buffer_size()
-            (self.transport.abort if unread else self.transport.close)()
+            self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(MalformedHttp("not HTTP", path="head", expected="an HTTP/1.1 request"))
 
+    def _end_after_answers(self) -> None:
+        """Read nothing more; the connection ends with the answer to the newest request."""
+        self._ended = True
+        self.cycle.keep_alive = False
+        self.transport.pause_reading()
+        self.flow.read_paused = False  # for uvicorn not to resume
+
     def _refuse(self, error: ServiceError) -> None:
         """Answer and end the connection, in its turn: after the answers to earlier requests."""
-        self._ended = True
         busy = self.cycle is not None and not self.cycle.response_complete
         if busy and (self._in_head or self.pipeline or self.cycle.response_started):
-            self.cycle.keep_alive = False
+            self._end_after_answers()
             return
+        self._ended = True
         invalid = isinstance(error, InvalidRequest)
         counter = self._gateway.metrics.invalid if invalid else self._gateway.metrics.refused
         counter.labels(NO_SCENE, error.type).inc()

@@ -13,7 +13,8 @@ from tests.service.world import request
 
 CALLERS = 24
 BODY = msgspec.json.encode(request(40, deadline_ms=20_000))
-RANK = b"POST /v1/rank HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (len(BODY), BODY)
+HEAD = b"POST /v1/rank HTTP/1.1\r\nhost: x\r\nx-envoy-expected-rq-timeout-ms: 20000\r\n"
+RANK = HEAD + b"content-length: %d\r\n\r\n%b" % (len(BODY), BODY)
 READY = b"GET /health/ready HTTP/1.1\r\nhost: x\r\n\r\n"
 
 
