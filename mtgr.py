@@ -15,6 +15,11 @@ COMMANDS = {
     "evaluate": ("model_def.cli:evaluate", "train", "Score logs: AUC, GAUC, NE, calibration."),
     "build": ("engine_build.cli:build", "build", "Build a model package from a checkpoint."),
     "verify": ("engine_build.cli:verify", "build", "Check a package's engines against PyTorch."),
+    "promote": (
+        "engine_build.promotion:promote_command",
+        "train",
+        "Let a better package serve; refuse any other, with reasons.",
+    ),
     "repository": ("engine_build.triton.cli:repository", "", "Add an engine for Triton to serve."),
     "load-features": ("service.cli:load_features", "train", "Load users and items into Redis."),
     "labels": ("service.cli:labels", "log", "Write the labels of /v1/events to files."),

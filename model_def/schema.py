@@ -267,6 +267,18 @@ class FeatureSchema(Frozen):
         groups = (self.profile, self.behaviour, self.candidate, self.context)
         return tuple(sorted({f.table for g in groups for f in g if isinstance(f, IdFeature)}))
 
+    @property
+    def taken(self) -> object:
+        """What requests and stored records a model of this schema takes: models of equal ones may
+        replace each other. Transforms do not matter."""
+        sizes = [
+            (segment, feature.name, feature.size)
+            for segment, layout in sorted(self.layouts.items())
+            for feature in layout.features
+            if isinstance(feature, CategoryFeature)
+        ]
+        return self.name, self.layout_hash, self.lifelong_cap, self.realtime_cap, sizes
+
     @cached_property
     def layout_hash(self) -> int:
         """64-bit hash of every record's layout: equal hashes mean bytes mean the same.

@@ -30,8 +30,8 @@ class TrainingSample:
         return sum(int(arrays[f"{s}_offsets"][-1]) for s in ("lifelong", "rt", "candidate"))
 
 
-def training_samples(logs: Logs) -> Iterator[TrainingSample]:
-    """Every exposure of the logs once, in samples by user and time."""
+def training_samples(logs: Logs, *, as_served: bool = False) -> Iterator[TrainingSample]:
+    """Every exposure of the logs once, in samples by user and time; `as_served`: by request."""
     schema, snapshots, requests = logs.schema, logs.snapshots, logs.requests
     events, none = logs.events.rows, np.zeros(0, np.int64)
     snapshots_of = _by_user(snapshots.user_id, snapshots.snapshot_ms)
@@ -47,7 +47,10 @@ def training_samples(logs: Logs) -> Iterator[TrainingSample]:
             snapshot, asked = own_snapshots[window], mine[window_of == window]
             after = own_events[own_events["time_ms"] > at[window]]
             times = requests.context["time_ms"][asked]
-            for part in split_window(after["time_ms"], times, schema.realtime_cap):
+            parts = split_window(after["time_ms"], times, schema.realtime_cap)
+            if as_served:
+                parts = [slice(i, i + 1) for i in range(len(asked))]
+            for part in parts:
                 chosen = asked[part]
                 rows = np.concatenate([np.arange(starts[i], ends[i]) for i in chosen])
                 count, end = snapshots.lifelong_counts[snapshot], lifelong_ends[snapshot]

@@ -17,7 +17,7 @@ from typing import Protocol
 from engine_build.runtime.engine import EngineError
 from model_def.batch import PackedBatch
 from model_def.config import PackageConfig
-from model_def.schema import CategoryFeature, FeatureSchema
+from model_def.schema import FeatureSchema
 from service.backends.generation import Generation, LoadedBackend, Shadow
 from service.errors import BadSetting, NotServing, SwitchRefused
 from service.settings import ModelSettings
@@ -169,17 +169,7 @@ class Switcher:
 def require_same_requests(old: FeatureSchema, new: FeatureSchema) -> None:
     """The gateway checks requests and reads records by the alias's schema: another engine must
     take the same. Transforms may differ. Raises NotServing."""
-
-    def taken(schema: FeatureSchema) -> object:
-        sizes = [
-            (segment, feature.name, feature.size)
-            for segment, layout in sorted(schema.layouts.items())
-            for feature in layout.features
-            if isinstance(feature, CategoryFeature)
-        ]
-        return schema.name, schema.layout_hash, schema.lifelong_cap, schema.realtime_cap, sizes
-
-    if taken(old) != taken(new):
+    if old.taken != new.taken:
         raise NotServing(
             f"schema {new.name!r} takes other features than {old.name!r} of this alias; serve it "
             "under an alias and a scene of its own"
