@@ -210,6 +210,11 @@ class Metrics:
             "1, for each scene's model, its version and the kind of its engine.",
             "scene", "model", "version", "engine",
         )
+        self.captures = of.counter(
+            "mtgr_captures", "requests",
+            "Slow or degraded requests to keep by outcome: written, overflow, disk_full or error.",
+            "outcome",
+        )
         self.reloads = of.counter(
             "mtgr_reloads", "reloads",
             "Settings read again by outcome: taken or refused.",

@@ -66,6 +66,27 @@ class Features(Protocol):
         """[K] popularity, NaN where it is unknown."""
 
 
+@dataclass(frozen=True)
+class Run:
+    """A run of an engine that several requests shared."""
+
+    requests: tuple[PackedBatch, ...]
+    position: int
+    """Of the request among them."""
+    tasks: Mapping[str, Floats]
+    """Probability [T_c] by task of all of them, in order."""
+    bucket: Mapping[str, int] | None = None
+    """Rows by segment that the batch was padded to, where it was."""
+
+
+class Shared(dict[str, Floats]):
+    """Probability [K] by task of a request that shared its run with others."""
+
+    def __init__(self, tasks: Mapping[str, Floats], run: Run):
+        super().__init__(tasks)
+        self.run = run
+
+
 class Backend(Protocol):
     """Whatever turns a batch into probabilities, in this process or beyond a network."""
 
@@ -73,7 +94,8 @@ class Backend(Protocol):
         self, batch: PackedBatch, deadline: Deadline, user_id: str
     ) -> Mapping[str, Floats]:
         """Probability [T_c] by task; raises DependencyFailed. Where there are several servers,
-        `user_id` picks the one."""
+        `user_id` picks the one. Where it batches, it gives `Shared`: what was run together may
+        have to be run again together."""
 
 
 @dataclass(frozen=True)

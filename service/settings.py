@@ -39,6 +39,8 @@ RELOADABLE = {
     "admin_token",
     "max_in_flight",
     "caller_header",
+    "capture_slow_ms",
+    "capture_every_s",
     "redis_timeout_ms",
     "redis_write_timeout_ms",
     "realtime_ttl_s",
@@ -203,6 +205,20 @@ class Settings(StoreSettings):
     )
     request_log_bytes: int = Field(
         default=10 << 30, ge=1, description="size of the log; the oldest files go first, bytes"
+    )
+
+    capture_dir: str = Field(
+        default="", description="directory for slow and degraded requests; empty: none are kept"
+    )
+    capture_slow_ms: int = Field(
+        default=100, ge=0, description="time in the server from which one is slow, milliseconds"
+    )
+    capture_every_s: float = Field(
+        default=1.0, ge=0, description="least time between two captures of one reason, seconds"
+    )
+    capture_files: int = Field(default=1000, ge=1, description="captures kept; the oldest go first")
+    capture_bytes: int = Field(
+        default=1 << 30, ge=1, description="size of all captures; the oldest go first, bytes"
     )
 
     @model_validator(mode="before")

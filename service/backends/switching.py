@@ -70,7 +70,8 @@ class Switcher:
     ):
         self._slot, self._settings = slot, settings
         self._open_model, self._warm_up, self._observer = open_model, warm_up, observer
-        self._package = settings.package.resolve()
+        self.package = settings.package.resolve()
+        """Of the engine that serves now."""
         self._busy = asyncio.Lock()
         self._probation: asyncio.Task[None] | None = None
         self._standby: Generation | None = None
@@ -91,7 +92,7 @@ class Switcher:
             finally:
                 self._observer.switching(self._slot.alias, False)
             old, self._slot.live = self._slot.live, fresh
-            self._package = package.resolve()
+            self.package = package.resolve()
             self._observer.switched(self._slot.alias, "flipped")
             log.info("%s: %s serves now", self._slot.alias, fresh.config.version)
             self._standby = old
@@ -100,11 +101,11 @@ class Switcher:
 
     async def watch(self) -> None:
         """Follow the alias's link, for ever; a package that was refused is not tried again."""
-        seen = self._package
+        seen = self.package
         while True:
             await asyncio.sleep(POLL_S)
             target = self._settings.package.resolve()
-            if target in (seen, self._package):
+            if target in (seen, self.package):
                 continue
             try:
                 await self.switch(target)

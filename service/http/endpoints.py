@@ -57,7 +57,7 @@ async def rank_candidates(gateway: Gateway, request: Request) -> Response:
     response.headers["server-timing"] = stages.server_timing()
     late = not Deadline.after(patience_ms / 1e3, start).left()
     gateway.observe(scene, ranked, len(checked.item_ids), stages, late)
-    gateway.record(scene, model, checked, ranked)
+    gateway.record(scene, model, checked, ranked, stages)
     return response
 
 

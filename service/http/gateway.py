@@ -13,6 +13,7 @@ from model_def.batch import PackedBatch
 from model_def.schema import FeatureSchema
 from model_def.served import ServedRequest
 from service.admission import Admission
+from service.backends.captures import open_captures
 from service.backends.switching import Switcher
 from service.callers import open_callers
 from service.deadline import Deadline, Stages
@@ -53,6 +54,7 @@ class Gateway:
         self.lag = LoopLag()
         self._callers = open_callers(settings)
         self.request_log = open_request_log(settings, self.metrics)
+        self.captures = open_captures(settings, self.metrics)
         self.limits = Limits.of(settings)
         self.draining = False
         self._redis, self._fatal = redis, fatal
@@ -117,6 +119,8 @@ class Gateway:
         self._callers = open_callers(settings)
         self.settings, self.limits = settings, Limits.of(settings)
         self.admission.limit.most = settings.max_in_flight
+        if self.captures is not None:
+            self.captures.settings = settings
         self.scenes.reload(settings)
         self._show_versions()
         return changed
@@ -132,6 +136,8 @@ class Gateway:
         tasks = [asyncio.create_task(self._keep(s)) for s in self.scenes.served.values()]
         if self.request_log is not None:
             self.request_log.start()
+        if self.captures is not None:
+            self.captures.start()
         try:
             yield
         finally:
@@ -144,6 +150,8 @@ class Gateway:
             await self._redis.aclose()
             if self.request_log is not None:
                 await asyncio.to_thread(self.request_log.close)
+            if self.captures is not None:
+                await asyncio.to_thread(self.captures.close)
 
     async def _keep(self, served: Served) -> None:
         """Start an alias's engine, then follow its link."""
@@ -221,13 +229,20 @@ class Gateway:
             metrics.stage_seconds.labels(name, stage).observe(seconds)
         metrics.request_seconds.labels(name).observe(sum(stages.seconds.values()))
 
-    def record(self, scene: Scene, model: Model, request: RankRequest, ranked: RankedItems) -> None:
-        """Remember what was predicted, and offer it to the request log, if there is one; never
-        waits."""
+    def record(
+        self, scene: Scene, model: Model, request: RankRequest, ranked: RankedItems, stages: Stages
+    ) -> None:
+        """Remember what was predicted, and offer it to the captures and the request log, if there
+        are any; never waits."""
         self.feedback.answered(request.request_id, ranked.item_ids, ranked.tasks)
         for task, probabilities in ranked.tasks.items():
             score = self.metrics.score.labels(scene.name, model.version, task)
             score.observe(probabilities[0])
+        served = scene.served
+        if self.captures is not None and model.backend is served.live:  # not switched meanwhile
+            package = self.switchers[served.alias].package
+            how = self.settings.models[served.alias]
+            self.captures.offer(scene.name, model, package, how, request, ranked, stages)
         if self.request_log is None:
             return
         self.request_log.offer(
