@@ -210,6 +210,7 @@ def main() -> int:
     parser.add_argument("--kind", default="cuda-graph")
     parser.add_argument("--preset", action="append", choices=sorted(PRESETS))
     parser.add_argument("--workers", type=int, default=1, help="gateway processes")
+    parser.add_argument("--instances", type=int, default=1, help="of the engine, in Triton")
     parser.add_argument("--light-s", type=float, default=10)
     parser.add_argument("--trial-s", type=float, default=3)
     parser.add_argument("--shared-requests", type=int, default=0)
@@ -226,7 +227,9 @@ def main() -> int:
             for batch in (BATCH, 1):
                 repository = work / f"{preset}-{batch}"
                 repository.mkdir()
-                options = ServingOptions(max_candidates=CANDIDATES, batch_requests=batch)
+                options = ServingOptions(
+                    max_candidates=CANDIDATES, batch_requests=batch, instances=given.instances
+                )
                 model_name = add_model(repository, package, given.kind, options)
                 server = TritonServer(home, repository)
                 model = {
