@@ -3,6 +3,11 @@ VENV   ?= .venv
 PYTHON ?= python3
 RUN    := $(VENV)/bin
 
+# Prometheus and promtool, where the machine has none: Debian's package, unpacked in build/.
+PROMETHEUS := build/prometheus/usr/bin
+export PATH := $(PATH):$(CURDIR)/$(PROMETHEUS)
+
+.PHONY: dashboards observability
 .PHONY: demo demo-stop train-demo test bench lint format demo-package clean
 
 demo: $(VENV)/.base          ## serve the demo package with its users, print a ranked table
@@ -23,9 +28,15 @@ demo-package: $(VENV)/.dev   ## make the package that `make demo` serves
 	$(RUN)/mtgr build var/demo-package/checkpoint service/demo_package
 
 # What serves is tested alone: its promises are about time, and servers share the cores.
-test: lint                   ## lint, types and every test that needs no GPU
+test: lint build/prometheus                  ## lint, types and every test that needs no GPU
 	$(RUN)/pytest -q -n 2 --dist loadfile tests/model_def tests/engine_build tests/plugins
 	$(RUN)/pytest -q --ignore tests/model_def --ignore tests/engine_build --ignore tests/plugins
+
+dashboards: $(VENV)/.observe build/prometheus  ## watch the demo under live traffic in a browser
+	$(RUN)/mtgr dashboards
+
+observability: $(VENV)/.dev  ## rules and dashboards anew from their code
+	$(RUN)/python -m service.observability.files
 
 bench: $(VENV)/.dev          ## side by side, as ratios in one run
 	$(RUN)/python -m tests.bench
@@ -39,12 +50,23 @@ format: $(VENV)/.dev
 	$(RUN)/ruff check --fix .
 	$(RUN)/ruff format .
 
+# Without Debian's packages, install Prometheus yourself; its tests skip and say so without it.
+build/prometheus:
+	mkdir -p build/deb
+	command -v prometheus promtool || ( cd build/deb && (apt-get download prometheus || \
+	  (apt-get update -q && apt-get download prometheus)) && \
+	  dpkg -x prometheus_*.deb ../prometheus ) || echo "no Prometheus to be had"
+
 clean:
 	rm -rf build var .mypy_cache .ruff_cache .pytest_cache
 
 $(VENV)/.base: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(RUN)/pip install -q -e .
+	touch $@
+
+$(VENV)/.observe: $(VENV)/.base
+	$(RUN)/pip install -q -e '.[observe]'
 	touch $@
 
 $(VENV)/.dev: pyproject.toml

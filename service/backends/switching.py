@@ -27,6 +27,9 @@ log = logging.getLogger("mtgr")
 OpenModel = Callable[[ModelSettings], tuple[PackageConfig, LoadedBackend]]
 """Opens a package and the backend that will load its engine; raises BadSetting."""
 
+OUTCOMES = ("flipped", "refused", "rolled_back", "kept")
+"""How a switch ends, or goes on."""
+
 PROBATION_S = 30.0
 """How long a new engine may fall back to the old one."""
 
@@ -51,7 +54,7 @@ class Observer(Protocol):
         """Another engine is being loaded, verified or shadowed; or no longer."""
 
     def switched(self, alias: str, outcome: str) -> None:
-        """`outcome` is flipped, refused, rolled_back or kept."""
+        """`outcome` is one of OUTCOMES."""
 
     def shadowed(self, alias: str, difference: float) -> None:
         """Largest difference of a probability between the two engines in one request."""

@@ -14,7 +14,7 @@ from model_def.schema import FeatureSchema
 from model_def.served import ServedRequest
 from service.admission import Admission
 from service.backends.captures import open_captures
-from service.backends.switching import Switcher
+from service.backends.switching import OUTCOMES, Switcher
 from service.callers import open_callers
 from service.deadline import Deadline, Stages
 from service.errors import NotReady, NotServing
@@ -22,7 +22,7 @@ from service.features.store import connect_ahead
 from service.feedback import Feedback
 from service.http.validate import Limits
 from service.loop_lag import LoopLag
-from service.metrics import Metrics
+from service.metrics import NO_SCENE, Metrics
 from service.rank import Model, RankedItems, RankRequest
 from service.request_log import open_request_log
 from service.scenes import Scene, Scenes, Served, warm_up
@@ -72,6 +72,7 @@ class Gateway:
             )
             for alias, served in scenes.served.items()
         }
+        self._show_zeros()
         self._show_versions()
 
     @property
@@ -192,6 +193,14 @@ class Gateway:
     def shadowed(self, alias: str, difference: float) -> None:
         """Observe a shadow's score."""
         self.metrics.shadow_difference.labels(alias).observe(difference)
+
+    def _show_zeros(self) -> None:
+        """Counters whose first event is an alert exist from the start, or it would go unseen."""
+        for name in (*self.scenes.by_name, NO_SCENE):
+            self.metrics.failed.labels(name)
+        for alias in self.switchers:
+            for outcome in OUTCOMES:
+                self.metrics.switches.labels(alias, outcome)
 
     def _show_versions(self) -> None:
         self.metrics.model.clear()

@@ -6,6 +6,7 @@ from math import log
 from service.observability.objectives import BURNS, OBJECTIVES, Objective
 
 REQUESTS = "sum(rate(mtgr_requests_total[5m]))"
+TURNED_AWAY = 'sum(rate(mtgr_refused_total{reason=~"overloaded|expired"}[5m]))'
 REACH = 'reason=~"timeout|unavailable|error|breaker_open"'
 """Reasons that blame Redis, not what is stored there."""
 
@@ -72,8 +73,7 @@ CAUSES = (
     ),
     Alert(
         "MtgrOverloaded", "page",
-        'sum(rate(mtgr_refused_total{reason="overloaded"}[5m])) / ('
-        f'sum(rate(mtgr_refused_total{{reason="overloaded"}}[5m])) + {REQUESTS}) > 0.05', "5m",
+        f"{TURNED_AWAY} / ({TURNED_AWAY} + {REQUESTS}) > 0.05", "5m",
         "{{ $value | humanizePercentage }} of requests are turned away: more load than capacity",
     ),
     Alert(

@@ -23,8 +23,9 @@ class Objective:
 
 # A labelled counter has no series before its first event: without `or vector(0)` a sum with it
 # would be empty, and an alert on it silent.
+CALLERS_FAULT = "rate_limited|unauthorized|forbidden|switch_refused"
 REFUSED = (
-    "((sum(rate(mtgr_refused_total[{w}])) or vector(0))"
+    f'((sum(rate(mtgr_refused_total{{reason!~"{CALLERS_FAULT}"}}[{{w}}])) or vector(0))'
     " + (sum(rate(mtgr_failed_total[{w}])) or vector(0)))"
 )
 

@@ -24,10 +24,20 @@ END_S = 40
 
 
 class TritonServer:
-    """Serves `repository` by the generated launch command; a context manager."""
+    """Serves `repository` by the generated launch command; a context manager.
 
-    def __init__(self, home: Path, repository: Path, models: Sequence[str] = ()):
+    Its metrics are at `metrics_port`, if that is given.
+    """
+
+    def __init__(
+        self, home: Path, repository: Path, models: Sequence[str] = (), metrics_port: int = 0
+    ):
         self._home, self._repository, self._models = home, repository, models
+        self._metrics = (
+            [f"--metrics-port={metrics_port}", "--metrics-interval-ms=500"]
+            if metrics_port
+            else ["--allow-metrics=false"]
+        )
         with socket.create_server(("127.0.0.1", 0)) as free:
             self._port = free.getsockname()[1]
         self.address = f"127.0.0.1:{self._port}"
@@ -46,7 +56,7 @@ class TritonServer:
             f"--backend-directory={self._home / 'backends'}",
             "--grpc-address=127.0.0.1",
             "--allow-http=false",
-            "--allow-metrics=false",
+            *self._metrics,
         ]
         # The Python backend finds its environment as a shell would: the first python3 on PATH.
         first = {
