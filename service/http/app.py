@@ -12,12 +12,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from service.errors import InvalidRequest, ServiceError
+from service.errors import ServiceError
 from service.http import endpoints
 from service.http.admin import SwitchAnswer, SwitchRequest, switch_engine
 from service.http.documents import Documents
 from service.http.gateway import Gateway
 from service.http.guard import BugGuard
+from service.http.hot_path import RANK, Expected, HotPath, answer_failure
 from service.http.replies import (
     MEDIA,
     ErrorAnswer,
@@ -27,7 +28,6 @@ from service.http.replies import (
     error_reply,
     reply,
 )
-from service.metrics import NO_SCENE
 
 ABOUT = """Ranks a user's candidates with MTGR, inside the caller's deadline.
 
@@ -57,13 +57,14 @@ def create_app(gateway: Gateway) -> FastAPI:
     _add_work(app, gateway)
     _add_operations(app, gateway)
     _add_errors(app, gateway)
+    app.add_middleware(HotPath, gateway=gateway)
     app.add_middleware(BugGuard, gateway=gateway)
     app.openapi = lambda: _openapi(app, gateway)  # type: ignore[method-assign]
     return app
 
 
 def _add_work(app: FastAPI, gateway: Gateway) -> None:
-    @app.post("/v1/rank", responses={200: {"model": RankAnswer}, **ERRORS})
+    @app.post(RANK, responses={200: {"model": RankAnswer}, **ERRORS})
     async def rank(request: Request) -> Response:
         """Rank candidates for a user. `Server-Timing` tells where the time went."""
         return await endpoints.rank_candidates(gateway, request)
@@ -132,28 +133,18 @@ def describe(gateway: Gateway) -> dict[str, Any]:
 def _add_errors(app: FastAPI, gateway: Gateway) -> None:
     """Each failure is counted once, by reason, and answered in one shape."""
 
-    def scene_of(request: Request) -> str:
-        return getattr(request.state, "scene", NO_SCENE)
-
-    async def on_service_error(request: Request, error: ServiceError) -> Response:
-        invalid = isinstance(error, InvalidRequest)
-        counter = gateway.metrics.invalid if invalid else gateway.metrics.refused
-        counter.labels(scene_of(request), error.type).inc()
-        return error_reply(error)
+    async def on_expected(request: Request, error: Expected) -> Response:
+        return answer_failure(gateway, request, error)
 
     async def on_http_error(request: Request, error: HTTPException) -> Response:
         failure = ServiceError(error.detail)
         failure.status, failure.type = error.status_code, "http"
         return error_reply(failure)
 
-    async def on_disconnect(request: Request, error: ClientDisconnect) -> Response:
-        gateway.metrics.disconnected.inc()
-        return Response(status_code=499)
-
     handlers: dict[Any, Callable[[Request, Any], Awaitable[Response]]] = {
-        ServiceError: on_service_error,
+        ServiceError: on_expected,
+        ClientDisconnect: on_expected,
         HTTPException: on_http_error,
-        ClientDisconnect: on_disconnect,
     }
     for kind, handler in handlers.items():
         app.add_exception_handler(kind, handler)
@@ -177,7 +168,7 @@ def _openapi(app: FastAPI, gateway: Gateway) -> dict[str, Any]:
     refs, definitions = models_json_schema(models, ref_template="#/components/schemas/{model}")
     document["components"]["schemas"] |= definitions["$defs"]
     for path, method, kind in (
-        ("/v1/rank", "post", "rank"),
+        (RANK, "post", "rank"),
         ("/v1/events", "post", "events"),
         (endpoints.USERS + "{id}", "put", "user"),
     ):
