@@ -19,6 +19,8 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
+from service.breaker import State
+
 # A second series for each would double a scrape and tell nobody anything.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # the library left it untyped
 
@@ -34,6 +36,7 @@ SECONDS = (
 BYTES = tuple(float(1 << power) for power in range(10, 25, 2))
 PROBABILITIES = (0.001, 0.003, 0.01, 0.03, *(round(0.05 * i, 2) for i in range(1, 20)))
 DIFFERENCES = (1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1)
+AGES = (1.0, 10.0, 60.0, 300.0, 900.0, 3600.0, *(3600.0 * h for h in (3, 6, 12, 24, 48, 168, 720)))
 COUNTS = (1, 10, 30, 100, 300, 1000, 3000, 10000)
 
 
@@ -179,6 +182,36 @@ class Metrics:
             "scene", "outcome",
         )
 
+        self.snapshot_age = of.histogram(
+            "mtgr_snapshot_age_seconds", "seconds",
+            "Age of the user's stored features at the time of the request.",
+            "scene",
+            buckets=AGES,
+        )
+        self.event_age = of.histogram(
+            "mtgr_event_age_seconds", "seconds",
+            "Age of the user's last real-time event at the time of the request.",
+            "scene",
+            buckets=AGES,
+        )
+
+        # Dependencies: redis, and each model's engine; server is one of several.
+        self.breaker = of.gauge(
+            "mtgr_breaker_state", "state",
+            "0 closed, 1 half-open, 2 open: left alone because it kept failing.",
+            "dependency", "server",
+        )
+        self.dependency_failures = of.counter(
+            "mtgr_dependency_failures", "calls",
+            "Calls that failed, by reason; circuit_open was not made.",
+            "dependency", "server", "reason",
+        )
+        self.asked_again = of.counter(
+            "mtgr_asked_again", "calls",
+            "Requests that another server was asked for: retry, hedge; or not: exhausted.",
+            "dependency", "why",
+        )
+
         # The request log.
         self.request_log = of.counter(
             "mtgr_request_log", "requests",
@@ -255,6 +288,29 @@ class Metrics:
             "scene", "task",
         )
         # fmt: on
+
+    def watch(self, dependency: str) -> "DependencyMetrics":
+        """What to tell of a dependency's calls."""
+        return DependencyMetrics(self, dependency)
+
+
+class DependencyMetrics:
+    """Implements `service.breaker.Watch`."""
+
+    def __init__(self, metrics: Metrics, dependency: str):
+        self._metrics, self._dependency = metrics, dependency
+
+    def breaker(self, server: str, state: State) -> None:
+        """Show the state."""
+        self._metrics.breaker.labels(self._dependency, server).set(state)
+
+    def failed(self, server: str, reason: str) -> None:
+        """Count a failure."""
+        self._metrics.dependency_failures.labels(self._dependency, server, reason).inc()
+
+    def asked_again(self, why: str) -> None:
+        """Count a second question."""
+        self._metrics.asked_again.labels(self._dependency, why).inc()
 
 
 def table(entries: Sequence[Entry]) -> str:

@@ -6,7 +6,7 @@ scores order the candidates. Whatever fails on the way, the candidates are ranke
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from model_def.batch import PackedBatch, Rows, Sample, pack
 from model_def.config import ScoreFormula
 from model_def.schema import FeatureSchema
 from service.deadline import Deadline, Stages
-from service.errors import DependencyFailed
+from service.errors import DependencyFailed, FeaturesStale
 
 Floats = NDArray[np.floating]
 
@@ -39,16 +39,31 @@ class RankRequest:
     """Item features that the caller left out: for each, the rows [K] without it."""
 
 
+class Ages(NamedTuple):
+    """Of what is known of a user, in seconds; None where there is nothing."""
+
+    snapshot: float | None
+    event: float | None
+
+
 @dataclass(frozen=True)
 class UserFeatures:
     """What the store knows of a user; an unknown user has defaults and empty sequences."""
 
+    stored_ms: int | None
+    """When the profile and the lifelong sequence were written; None where there are none."""
     snapshot_ms: int
     profile: Rows
     lifelong: Rows
     realtime: Rows
     missing: Mapping[str, str] = field(default_factory=dict)
     """Reason by part (profile, lifelong, realtime) for each part that could not be had."""
+
+    def ages_s(self, time_ms: int) -> "Ages":
+        """How old this is at a time."""
+        stored = None if self.stored_ms is None else (time_ms - self.stored_ms) / 1e3
+        events = self.realtime["time_ms"]
+        return Ages(stored, (time_ms - int(events.max())) / 1e3 if len(events) else None)
 
 
 class Features(Protocol):
@@ -98,6 +113,17 @@ class Backend(Protocol):
         have to be run again together."""
 
 
+class Freshness(Protocol):
+    """How old a user's features may be."""
+
+    @property
+    def snapshot_s(self) -> float | None: ...
+    @property
+    def event_s(self) -> float | None: ...
+    @property
+    def then(self) -> Literal["mark", "refuse"]: ...
+
+
 @dataclass(frozen=True)
 class Model:
     """How one scene is ranked: which backend over which schema, and what to do without it."""
@@ -107,6 +133,7 @@ class Model:
     backend: Backend
     formula: ScoreFormula
     fallback: tuple[str, ...]
+    freshness: Freshness
 
 
 @dataclass(frozen=True)
@@ -136,16 +163,19 @@ class RankedItems:
     """Why the answer is degraded; None when it is not."""
     missing: Mapping[str, str]
     whole: Ranking
+    ages_s: Ages
     payload_bytes: int = 0
 
 
 async def rank(
     request: RankRequest, model: Model, features: Features, deadline: Deadline, stages: Stages
 ) -> RankedItems:
-    """Rank the candidates before the deadline; raises nothing for a failing dependency."""
+    """Rank the candidates before the deadline; raises nothing for a failing dependency, and
+    FeaturesStale where the scene would rather not."""
     user = await features.user(request.user_id, request.time_ms, deadline)
     candidates, missing_items = await features.complete(request, deadline)
-    missing = {**user.missing, **missing_items}
+    ages = user.ages_s(request.time_ms)
+    missing = {**too_old(ages, model.freshness), **user.missing, **missing_items}
     stages.mark("features")
 
     sample = Sample(
@@ -169,7 +199,9 @@ async def rank(
         reason = f"{failure.dependency}_{failure.reason}"
         stages.mark("fallback")
         whole = Ranking(sample, scores, {}, order)
-        return RankedItems(request.item_ids[order], scores[order], {}, rung, reason, missing, whole)
+        return RankedItems(
+            request.item_ids[order], scores[order], {}, rung, reason, missing, whole, ages
+        )
     stages.mark("backend")
 
     scores = model.formula(tasks)
@@ -183,8 +215,27 @@ async def rank(
         reason=degradation(missing),
         missing=missing,
         whole=Ranking(sample, scores, tasks, order),
+        ages_s=ages,
         payload_bytes=batch.payload_bytes,
     )
+
+
+def too_old(ages: Ages, freshness: Freshness) -> Mapping[str, str]:
+    """ "stale" by part for what is older than the scene allows; raises FeaturesStale where its
+    policy is to refuse."""
+    stale: dict[str, str] = {}
+    for age_s, most_s, parts in (
+        (ages.snapshot, freshness.snapshot_s, ("profile", "lifelong")),
+        (ages.event, freshness.event_s, ("realtime",)),
+    ):
+        if age_s is not None and most_s is not None and age_s > most_s:
+            if freshness.then == "refuse":
+                raise FeaturesStale(
+                    f"{' and '.join(parts)} are {age_s:.0f} s old, the scene allows {most_s:g}",
+                    retry_after_s=1,
+                )
+            stale |= dict.fromkeys(parts, "stale")
+    return stale
 
 
 async def fall_back(

@@ -14,9 +14,11 @@ from model_def.rows import empty_rows
 from model_def.schema import FeatureSchema
 from service.backends.generation import Generation
 from service.backends.switching import OpenModel
+from service.breaker import Breaker
 from service.errors import BadSetting, InvalidRequest
 from service.features.store import FeatureStore
 from service.http.wire import Formats, Wire, peek_scene
+from service.metrics import Metrics
 from service.rank import Model
 from service.settings import SceneSettings, Settings
 
@@ -54,6 +56,7 @@ class Scene:
             backend=live,
             formula=self.settings.score or live.config.model.score,
             fallback=self.settings.fallback,
+            freshness=self.settings.freshness,
         )
 
     @contextmanager
@@ -71,8 +74,14 @@ class Scene:
 class Scenes:
     """Every scene by name; one of them is for requests that name none."""
 
-    def __init__(self, served: Mapping[str, Served], settings: Settings, open_model: OpenModel):
-        self.served, self.open_model = served, open_model
+    def __init__(
+        self,
+        served: Mapping[str, Served],
+        settings: Settings,
+        open_model: OpenModel,
+        metrics: Metrics,
+    ):
+        self.served, self.open_model, self.metrics = served, open_model, metrics
         self.reload(settings)
 
     def reload(self, settings: Settings) -> None:
@@ -109,6 +118,8 @@ class Scenes:
 def build_scenes(settings: Settings, redis: "Redis", open_model: OpenModel) -> Scenes:
     """Open every package of the settings; engines are loaded later, by their `start`."""
     served: dict[str, Served] = {}
+    metrics = Metrics()
+    breaker = Breaker("redis", watch=metrics.watch("redis"))
     for alias, model in settings.models.items():
         config, backend = open_model(model)
         schema = config.features
@@ -119,9 +130,10 @@ def build_scenes(settings: Settings, redis: "Redis", open_model: OpenModel) -> S
                     f"models.{alias}, models.{other.alias}: two layouts of records under one "
                     f"schema name {schema.name!r}; rename one schema"
                 )
-        features = FeatureStore(redis, schema, settings)
-        served[alias] = Served(alias, Generation(config, backend), features, Wire(schema))
-    return Scenes(served, settings, open_model)
+        features = FeatureStore(redis, schema, settings, breaker)
+        live = Generation(config, backend, metrics.watch(alias))
+        served[alias] = Served(alias, live, features, Wire(schema))
+    return Scenes(served, settings, open_model, metrics)
 
 
 def warm_up(schema: FeatureSchema, max_candidates: int) -> tuple[PackedBatch, ...]:

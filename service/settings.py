@@ -78,6 +78,20 @@ class ModelSettings(Frozen):
         return self
 
 
+class FreshnessSettings(Frozen):
+    """What to do where a user's features are too old. Without features there is no age."""
+
+    snapshot_s: float | None = Field(
+        default=None, gt=0, description="age of profile and lifelong sequence at most, seconds"
+    )
+    event_s: float | None = Field(
+        default=None, gt=0, description="age of the last real-time event at most, seconds"
+    )
+    then: Literal["mark", "refuse"] = Field(
+        default="mark", description="mark: rank, degraded by features_stale; refuse: 503"
+    )
+
+
 class SceneSettings(Frozen):
     """How requests of one scene are ranked."""
 
@@ -86,6 +100,9 @@ class SceneSettings(Frozen):
     score: ScoreFormula | None = Field(default=None, description="in place of the package's")
     fallback: tuple[Rung, ...] = Field(
         default=("recall_score", "popularity"), description="then input order"
+    )
+    freshness: FreshnessSettings = Field(
+        default=FreshnessSettings(), description="by default any age is served"
     )
 
 
@@ -114,6 +131,9 @@ class StoreSettings(BaseSettings):
     )
     item_cache_items: int = Field(default=100_000, ge=0, description="item records kept, items")
     item_cache_ttl_s: int = Field(default=60, ge=0, description="age of a kept record, seconds")
+    remembered_users_bytes: int = Field(
+        default=64 << 20, ge=0, description="users' last features kept for when Redis fails, bytes"
+    )
     label_stream_entries: int = Field(
         default=1_000_000, ge=1, description="length of the label stream, entries"
     )

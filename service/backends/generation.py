@@ -10,6 +10,7 @@ import numpy as np
 
 from model_def.batch import PackedBatch
 from model_def.config import PackageConfig
+from service.breaker import Watch
 from service.deadline import Deadline
 from service.errors import DependencyFailed
 from service.rank import Floats
@@ -23,6 +24,9 @@ SHADOW_S = 5.0
 
 class LoadedBackend(Protocol):
     """A backend with its life; `service.rank.Backend` is what ranking sees of it."""
+
+    watch: Watch
+    """Who counts its failures; set before it starts."""
 
     @property
     def ready(self) -> bool:
@@ -76,8 +80,9 @@ class Shadow:
 class Generation:
     """A `service.rank.Backend` that is counted."""
 
-    def __init__(self, config: PackageConfig, backend: LoadedBackend):
+    def __init__(self, config: PackageConfig, backend: LoadedBackend, watch: Watch):
         self.config, self.backend = config, backend
+        backend.watch = watch
         self.shadow: Shadow | None = None
         self.failing = asyncio.Event()
         """Set once its requests have failed in a burst."""

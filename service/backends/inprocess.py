@@ -13,6 +13,7 @@ from engine_build.runtime.engine import Engine
 from engine_build.runtime.package import PackageError, open_package
 from model_def.batch import PackedBatch
 from model_def.config import PackageConfig
+from service.breaker import Breaker, Unwatched, Watch
 from service.deadline import Deadline
 from service.errors import BadSetting, DependencyFailed
 from service.rank import Floats
@@ -24,9 +25,12 @@ log = logging.getLogger("mtgr")
 class InProcessBackend:
     """Runs one engine on `workers` threads; at most `queue` batches run or wait at a time."""
 
+    watch: Watch = Unwatched()
+
     def __init__(self, load: Callable[[], Engine], *, workers: int, queue: int):
         self._load = load
         self._engine: Engine | None = None
+        self._breaker = Breaker("backend")
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="engine")
         self._places = BoundedSemaphore(queue)
 
@@ -41,22 +45,24 @@ class InProcessBackend:
         engine = await loop.run_in_executor(self._threads, self._load)
         for batch in warm_up:
             await loop.run_in_executor(self._threads, engine.run, batch)
+        self._breaker = Breaker("backend", watch=self.watch)
         self._engine = engine
 
     async def score(
         self, batch: PackedBatch, deadline: Deadline, user_id: str
     ) -> Mapping[str, Floats]:
         """Probability [T_c] by task. Raises DependencyFailed("backend", reason) with reason
-        timeout, queue_full, error or invalid_scores; work that is late before it starts is
-        dropped."""
+        timeout, queue_full, error, invalid_scores or circuit_open; work that is late before it
+        starts is dropped."""
         if self._engine is None:
             raise DependencyFailed("backend", "not_loaded")
-        if not self._places.acquire(blocking=False):
-            raise DependencyFailed("backend", "queue_full")
-        future = self._threads.submit(_run, self._engine, batch, deadline)
-        future.add_done_callback(self._release)
-        async with deadline.bound("backend"):
-            return await asyncio.wrap_future(future)
+        with self._breaker.call(deadline):
+            if not self._places.acquire(blocking=False):
+                raise DependencyFailed("backend", "queue_full")
+            future = self._threads.submit(_run, self._engine, batch, deadline)
+            future.add_done_callback(self._release)
+            async with deadline.bound("backend"):
+                return await asyncio.wrap_future(future)
 
     def _release(self, future: "Future[Mapping[str, Floats]]") -> None:
         self._places.release()

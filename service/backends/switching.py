@@ -130,8 +130,9 @@ class Switcher:
         settings = self._settings.model_copy(update={"package": package.resolve()})
         config, backend = await asyncio.to_thread(self._open_model, settings)
         require_same_requests(self._slot.live.config.features, config.features)
+        fresh = Generation(config, backend, self._slot.live.backend.watch)
         await backend.start(self._warm_up(config.features))
-        return Generation(config, backend)
+        return fresh
 
     async def _shadow(self, fresh: Generation, wanted: int) -> None:
         if not wanted:

@@ -8,10 +8,12 @@ from engine_build.runtime.manifest import EngineKind
 from engine_build.runtime.package import ModelPackage
 from engine_build.runtime.tensors import served_name
 from model_def.batch import PackedBatch
+from service.backends.attempts import Budget, first_answer
 from service.backends.routing import by_preference
 from service.backends.shared_memory import SharedSlots
 from service.backends.triton_checks import bring_up
 from service.backends.triton_endpoint import Endpoint
+from service.breaker import Breaker, Unwatched, Watch
 from service.deadline import Deadline
 from service.errors import DependencyFailed, NotServing
 from service.rank import Floats
@@ -22,7 +24,7 @@ FIRST_RETRY_S, LAST_RETRY_S = 0.25, 8.0
 """Between two attempts to bring a server up, doubling: loading a broken model costs the others."""
 
 DOWN = ("unavailable", "model_missing")
-"""Failures that say the server is there for nobody, so the next one is asked."""
+"""Failures that say the server is there for nobody, until it has been brought up again."""
 
 
 class TritonBackend:
@@ -31,6 +33,8 @@ class TritonBackend:
     At most `queue` requests are in flight. With `shared_requests`, that many at a time go through
     memory shared with servers of this host; the others, and those to other hosts, by gRPC alone.
     """
+
+    watch: Watch = Unwatched()
 
     def __init__(
         self,
@@ -42,6 +46,7 @@ class TritonBackend:
         shared_requests: int = 0,
     ):
         self._queue, self._in_flight = queue, 0
+        self._budget = Budget()
         self._package, self._kind, self._addresses = package, kind, addresses
         self._shared_requests = shared_requests
         self._slots: SharedSlots | None = None
@@ -62,7 +67,10 @@ class TritonBackend:
             largest = max(batch.payload_bytes for batch in warm_up)
             self._slots = SharedSlots(self._shared_requests, largest)
         name, config = served_name(self._package.config, self._kind), self._package.config
-        self._servers = [Endpoint(a, name, config, self._slots) for a in self._addresses]
+        self._servers = [
+            Endpoint(a, name, config, self._slots, Breaker("triton", a, self.watch))
+            for a in self._addresses
+        ]
         tried = await asyncio.gather(*map(self._bring_up, self._servers), return_exceptions=True)
         problems = [problem for problem in tried if problem is not None]
         if len(problems) == len(self._servers):
@@ -78,7 +86,8 @@ class TritonBackend:
         self, batch: PackedBatch, deadline: Deadline, user_id: str
     ) -> Mapping[str, Floats]:
         """Probability [K] by task. Raises DependencyFailed("triton", reason), the reasons being
-        those of `Endpoint.score`; a server that is down is passed over, as time allows."""
+        those of `Endpoint.score` and circuit_open; where a server fails or is slow, the user's next
+        one is asked, as time and budget allow."""
         if self._in_flight >= self._queue:
             raise DependencyFailed("triton", "queue_full")
         self._in_flight += 1
@@ -90,18 +99,21 @@ class TritonBackend:
     async def _score(
         self, batch: PackedBatch, deadline: Deadline, user_id: str
     ) -> Mapping[str, Floats]:
-        failure = DependencyFailed("triton", "unavailable")
-        for server in by_preference(user_id, self._servers):
-            if server.address in self._mending:
-                continue
+        up = [s for s in self._servers if s.address not in self._mending]
+        servers = [s for s in by_preference(user_id, up) if s.breaker.lets_through]
+        if not servers:
+            raise DependencyFailed("triton", "circuit_open" if up else "unavailable")
+
+        async def ask(server: Endpoint) -> Mapping[str, Floats]:
             try:
-                return await server.score(batch, deadline)
+                with server.breaker.call(deadline):
+                    return await server.score(batch, deadline)
             except DependencyFailed as error:
-                if error.reason not in DOWN:
-                    raise
-                failure = error
-                self._mend(server)
-        raise failure
+                if error.reason in DOWN:
+                    self._mend(server)
+                raise
+
+        return await first_answer(servers, ask, deadline, self._budget, self.watch)
 
     async def close(self) -> None:
         """End the connections; the models stay loaded, for other gateways and for going back."""

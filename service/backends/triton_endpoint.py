@@ -16,6 +16,7 @@ from engine_build.runtime.tensors import request_tensors
 from model_def.batch import PackedBatch
 from model_def.config import PackageConfig
 from service.backends.shared_memory import Shared, SharedSlots, Slot
+from service.breaker import Breaker
 from service.deadline import Deadline
 from service.errors import DependencyFailed
 from service.rank import Floats
@@ -43,8 +44,15 @@ ABANDONED_S = 60.0
 class Endpoint:
     """A server at `host:port`, asked for model `name`, an engine of `config`."""
 
-    def __init__(self, address: str, name: str, config: PackageConfig, slots: SharedSlots | None):
-        self.address, self.name, self.config = address, name, config
+    def __init__(
+        self,
+        address: str,
+        name: str,
+        config: PackageConfig,
+        slots: SharedSlots | None,
+        breaker: Breaker,
+    ):
+        self.address, self.name, self.config, self.breaker = address, name, config, breaker
         self._channel = grpc.aio.insecure_channel(address, options=CHANNEL)
         self.stub: Any = GRPCInferenceServiceStub(self._channel)
         self._tensors = request_tensors(config.features)

@@ -30,6 +30,10 @@ class ItemCache:
                 unknown.append(item_id)
         return held, unknown
 
+    def outdated(self, item_ids: Iterable[int]) -> dict[int, bytes | None]:
+        """What was known of items, however old: better than nothing while the store is away."""
+        return {i: entry[1] for i in item_ids if (entry := self._values.get(i)) is not None}
+
     def keep(self, values: dict[int, bytes | None]) -> None:
         """Remember what the store just said."""
         now = monotonic()

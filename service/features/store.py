@@ -1,7 +1,8 @@
 """Features of users and items in Redis: one MGET a request, one script to append behaviour.
 
-Reading never fails: a part that is absent, unreadable or out of reach becomes its default and is
-named. Writing raises DependencyFailed unless Redis has acknowledged it.
+Reading never fails. When Redis does, what it said of the user last is used again; a part that is
+absent, unreadable or out of reach becomes its default. Either is named. Writing raises
+DependencyFailed unless Redis has acknowledged it.
 """
 
 import asyncio
@@ -22,12 +23,17 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from model_def.batch import Rows
 from model_def.rows import empty_rows
 from model_def.schema import FeatureSchema
+from service.breaker import Breaker
 from service.deadline import Deadline
 from service.errors import DependencyFailed
 from service.features.codec import ItemCodec, LogCodec, TableCodec, Unreadable
 from service.features.items import ItemCache
+from service.features.remembered import RememberedUsers, Values
 from service.rank import Floats, RankRequest, UserFeatures
 from service.settings import StoreSettings
+
+PARTS = {"profile": "profile", "lifelong": "static", "realtime": "rt"}
+"""Of a user's features, each with its part of a key."""
 
 KEPT_TIMES_CAP = 4
 """A real-time sequence keeps this many times its cap: events may come late and out of order."""
@@ -70,9 +76,18 @@ def key(schema: FeatureSchema, part: str, name: str | int) -> str:
 class FeatureStore:
     """The features of one schema. Implements `service.rank.Features`."""
 
-    def __init__(self, redis: "Redis", schema: FeatureSchema, settings: StoreSettings):
+    def __init__(
+        self,
+        redis: "Redis",
+        schema: FeatureSchema,
+        settings: StoreSettings,
+        breaker: Breaker | None = None,
+    ):
+        """`breaker` is the server's, shared by every store over it."""
         self._redis, self._schema = redis, schema
         self.settings = settings
+        self._breaker = breaker or Breaker("redis")
+        self._remembered = RememberedUsers(settings.remembered_users_bytes)
         layouts, layout_hash = schema.layouts, schema.layout_hash
         self._profile = TableCodec(layouts["profile"], layout_hash)
         self._lifelong = TableCodec(layouts["lifelong"], layout_hash)
@@ -93,34 +108,41 @@ class FeatureStore:
 
     async def user(self, user_id: str, time_ms: int, deadline: Deadline) -> UserFeatures:
         """Everything known of a user, in one round trip."""
-        keys = [key(self._schema, part, user_id) for part in ("profile", "static", "rt")]
-        values: Sequence[bytes | None] = (None, None, None)
+        keys = [key(self._schema, part, user_id) for part in PARTS.values()]
         missing: dict[str, str] = {}
-        unreachable: str | None = None
         try:
-            values = await self._ask(lambda: self._redis.mget(keys), deadline)
+            values: Values = await self._values(keys, deadline)
+            self._remembered.keep(user_id, values)
         except DependencyFailed as failure:
-            missing["realtime"] = unreachable = failure.reason
+            remembered = self._remembered.get(user_id)
+            values = remembered or [None] * len(PARTS)
+            missing = dict.fromkeys(PARTS, "remembered" if remembered else failure.reason)
 
-        snapshots = []
+        stored: list[int] = []
         profile, lifelong = self._no_profile, self._no_lifelong
         try:
-            snapshot_ms, profile = self._profile.decode(values[0])
-            snapshots.append(snapshot_ms)
+            at_ms, profile = self._profile.decode(values[0])
+            stored.append(at_ms)
         except Unreadable as unreadable:
-            missing["profile"] = unreachable or unreadable.reason
+            missing.setdefault("profile", unreadable.reason)
         try:
-            snapshot_ms, lifelong = self._lifelong.decode(values[1])
-            snapshots.append(snapshot_ms)
+            at_ms, lifelong = self._lifelong.decode(values[1])
+            stored.append(at_ms)
         except Unreadable as unreadable:
-            missing["lifelong"] = unreachable or unreadable.reason
+            missing.setdefault("lifelong", unreadable.reason)
         realtime, damage = self._realtime.decode(values[2])
         if damage:
             missing["realtime"] = damage
         # Without a snapshot, a user begins just before the first event that is known of them.
         first_ms = int(realtime["time_ms"].min()) - 1 if len(realtime) else time_ms
-        snapshot_ms = max(snapshots, default=first_ms)
-        return UserFeatures(snapshot_ms, profile, lifelong, realtime, missing)
+        return UserFeatures(
+            snapshot_ms=max(stored, default=first_ms),
+            stored_ms=max(stored, default=None),
+            profile=profile,
+            lifelong=lifelong,
+            realtime=realtime,
+            missing=missing,
+        )
 
     async def complete(
         self, request: RankRequest, deadline: Deadline
@@ -153,12 +175,12 @@ class FeatureStore:
         if unknown:
             try:
                 keys = [key(self._schema, "item", item_id) for item_id in unknown]
-                asked = await self._ask(lambda: self._redis.mget(keys), deadline)
-                fresh = dict(zip(unknown, asked, strict=True))
+                fresh = dict(zip(unknown, await self._values(keys, deadline), strict=True))
                 self._cache.keep(fresh)
                 values |= fresh
             except DependencyFailed as failure:
                 why = failure.reason
+                values |= self._cache.outdated(unknown)
         found = [values.get(item_id) for item_id in ids]
         whole = np.array([v is not None and len(v) == self._item.record_bytes for v in found])
         decoded, good = self._item.decode([v for v, w in zip(found, whole, strict=True) if w and v])
@@ -219,14 +241,29 @@ class FeatureStore:
             pipeline.xadd(stream, cast(Any, entry), maxlen=most, approximate=True)
         await self._tell(pipeline.execute, deadline)
 
-    async def _ask(self, command: Callable[[], Any], deadline: Deadline) -> Any:
-        return await self._tell(command, deadline.within(self.settings.redis_timeout_ms / 1e3))
+    async def _values(self, keys: Sequence[str], deadline: Deadline) -> list[bytes | None]:
+        """One MGET; whatever is not its answer is an error of the server."""
+        deadline = deadline.within(self.settings.redis_timeout_ms / 1e3)
+        with self._breaker.call(deadline):
+            values = await self._do(lambda: self._redis.mget(keys), deadline)
+            if (
+                not isinstance(values, list)
+                or len(values) != len(keys)
+                or not all(value is None or isinstance(value, bytes) for value in values)
+            ):
+                raise DependencyFailed("redis", "error")
+            return values
 
     async def _tell(self, command: Callable[[], Any], deadline: Deadline) -> Any:
+        self._breaker.check()
+        return await self._do(command, deadline)
+
+    async def _do(self, command: Callable[[], Any], deadline: Deadline) -> Any:
         async with deadline.bound("redis"):
             try:
                 return await cast(Awaitable[Any], command())
             except (RedisConnectionError, RedisTimeoutError, OSError):
                 raise DependencyFailed("redis", "unavailable") from None
-            except RedisError:
+            except (RedisError, ValueError):
+                # ValueError: an answer that the client cannot make sense of
                 raise DependencyFailed("redis", "error") from None

@@ -22,7 +22,7 @@ from service.features.store import connect_ahead
 from service.feedback import Feedback
 from service.http.validate import Limits
 from service.loop_lag import LoopLag
-from service.metrics import NO_SCENE, Metrics
+from service.metrics import NO_SCENE
 from service.rank import Model, RankedItems, RankRequest
 from service.request_log import open_request_log
 from service.scenes import Scene, Scenes, Served, warm_up
@@ -49,7 +49,7 @@ class Gateway:
     ):
         """`fatal` is told of an engine that cannot be loaded: nothing can be served then."""
         self.settings, self.scenes = settings, scenes
-        self.metrics = Metrics()
+        self.metrics = scenes.metrics
         self.admission = Admission(settings.max_in_flight, settings.max_waiting)
         self.lag = LoopLag()
         self._callers = open_callers(settings)
@@ -233,6 +233,12 @@ class Gateway:
             metrics.features_absent.labels(name, part, reason).inc()
         if ranked.payload_bytes:
             metrics.payload_bytes.labels(name).observe(ranked.payload_bytes)
+        for ages, age_s in (
+            (metrics.snapshot_age, ranked.ages_s.snapshot),
+            (metrics.event_age, ranked.ages_s.event),
+        ):
+            if age_s is not None:
+                ages.labels(name).observe(age_s)
         metrics.candidates.labels(name).observe(candidates)
         for stage, seconds in stages.seconds.items():
             metrics.stage_seconds.labels(name, stage).observe(seconds)

@@ -45,7 +45,8 @@ class RankAnswer(Document):
     ranked_by: Literal["model", "recall_score", "popularity", "input_order"]
     missing: dict[str, str] = Field(
         description="features that could not be had: profile, lifelong, realtime or item, each "
-        "with absent, truncated, corrupt, old_schema, timeout, unavailable or error"
+        "with absent, truncated, corrupt, old_schema, timeout, unavailable, error or circuit_open; "
+        "stale (too old for the scene) and remembered (Redis failed, its last answer) were used"
     )
     items: list[RankedItem]
 

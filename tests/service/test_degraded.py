@@ -18,9 +18,11 @@ from redis import Redis
 from engine_build.runtime.engine import Scores
 from model_def.batch import PackedBatch
 from model_def.rows import rows_from_columns
+from service.breaker import TRIP
 from service.features.codec import ItemCodec
 from service.features.embedded import embedded_server
 from service.features.store import key
+from service.settings import FreshnessSettings, SceneSettings
 from tests.service.world import (
     SCHEMA,
     Arithmetic,
@@ -190,20 +192,23 @@ def own_redis() -> Iterator[tuple[str, int]]:
 @pytest.mark.parametrize(
     ("how", "reason"), [(signal.SIGSTOP, "timeout"), (signal.SIGKILL, "unavailable")]
 )
-def test_without_redis_the_model_ranks_a_stranger(
+def test_without_redis_a_user_is_remembered_and_others_are_strangers(
     own_redis: tuple[str, int], how: signal.Signals, reason: str
 ) -> None:
-    """Redis killed or frozen: 200 within the deadline, each part named; a write is refused;
-    and once it answers again, so do its features, however few the connections."""
+    """Redis killed or frozen: 200 within the deadline, with the features seen last or none, each
+    part named; a write is refused; and once it answers again, so do its features, however few the
+    connections."""
     url, process = own_redis
     config = settings(url, redis_connections=2, redis_timeout_ms=50, redis_write_timeout_ms=200)
     with running(config, opener(SCHEMA)) as client:
         client.put("/v1/users/u1", json=profile())
-        assert rank(client)["missing"] == {}
+        whole = rank(client)
+        assert whole["missing"] == {}
         os.kill(process, how)
         try:
             start = monotonic()
-            answers = [rank(client, deadline_ms=1000) for _ in range(5)]
+            known = [rank(client, deadline_ms=1000) for _ in range(2)]
+            strangers = [rank(client, user_id="u2", deadline_ms=1000) for _ in range(2)]
             took = monotonic() - start
             write = client.post("/v1/events", json={"user_id": "u1", "events": [event("e")]})
         finally:
@@ -211,14 +216,70 @@ def test_without_redis_the_model_ranks_a_stranger(
         if how is signal.SIGSTOP:
             assert Redis.from_url(url).ping()
             assert rank(client)["missing"] == {}
-    for answer in answers:
+    parts = ("profile", "lifelong", "realtime")
+    for answer in known:
+        assert (answer["reason"], answer["ranked_by"]) == ("features_remembered", "model")
+        assert answer["missing"] == dict.fromkeys(parts, "remembered")
+        assert answer["items"] == whole["items"]
+    for answer in strangers:
         assert (answer["reason"], answer["ranked_by"]) == (f"features_{reason}", "model")
-        assert answer["missing"] == dict.fromkeys(("profile", "lifelong", "realtime"), reason)
+        assert answer["missing"] == dict.fromkeys(parts, reason)
         assert len(answer["items"]) == 3
-    assert took < 5 * 1.0
+    assert took < 4 * 1.0
     assert write.status_code == 503
     assert write.headers["retry-after"] == "1"
     assert write.json()["error"]["type"] == "dependency_failed"
+
+
+def test_a_redis_that_keeps_failing_is_left_alone_until_it_answers(
+    own_redis: tuple[str, int],
+) -> None:
+    """After some timeouts nobody waits for a frozen Redis any more, writers included; the state is
+    a metric; and the first try after it is back closes the circuit."""
+    url, process = own_redis
+    with running(settings(url, redis_timeout_ms=50), opener(SCHEMA)) as client:
+        os.kill(process, signal.SIGSTOP)
+        try:
+            reasons = [rank(client)["reason"] for _ in range(TRIP + 1)]
+            write = client.post("/v1/events", json={"user_id": "u1", "events": [event("e")]})
+            opened = client.get("/metrics").text
+        finally:
+            os.kill(process, signal.SIGCONT)
+        assert reasons == ["features_timeout"] * TRIP + ["features_circuit_open"]
+        assert write.json()["error"]["problem"] == "redis: circuit_open"
+        state = 'mtgr_breaker_state{dependency="redis",server=""}'
+        assert f"{state} 2.0" in opened
+        while rank(client)["reason"] is not None:
+            pass
+        assert f"{state} 0.0" in client.get("/metrics").text
+
+
+@pytest.mark.parametrize("limit", ["snapshot_s", "event_s"])
+def test_features_too_old_for_a_scene_are_marked_or_refused(redis_url: str, limit: str) -> None:
+    """Each scene by its own policy; ages are metrics; a user without features has no age."""
+    scenes = {
+        "any": SceneSettings(model="home"),
+        "mark": SceneSettings(model="home", freshness=FreshnessSettings(**{limit: 10})),
+        "refuse": SceneSettings(
+            model="home", freshness=FreshnessSettings(**{limit: 10}, then="refuse")
+        ),
+    }
+    config = settings(redis_url, scenes=scenes, default_scene="any")
+    with running(config, opener(SCHEMA)) as client:
+        client.put("/v1/users/aged", json=profile())
+        client.post("/v1/events", json={"user_id": "aged", "events": [event("e")]})
+        assert rank(client, user_id="aged")["reason"] is None
+        marked = rank(client, user_id="aged", scene="mark")
+        refused = client.post("/v1/rank", json=request(user_id="aged", scene="refuse"))
+        assert rank(client, user_id="nobody", scene="refuse")["reason"] is None
+        text = client.get("/metrics").text
+    parts = ("profile", "lifelong") if limit == "snapshot_s" else ("realtime",)
+    assert (marked["reason"], marked["ranked_by"]) == ("features_stale", "model")
+    assert marked["missing"] == dict.fromkeys(parts, "stale")
+    assert refused.status_code == 503
+    assert refused.json()["error"]["type"] == "features_stale"
+    assert 'mtgr_snapshot_age_seconds_sum{scene="any"} 3600.0' in text
+    assert 'mtgr_event_age_seconds_sum{scene="any"} 60.0' in text
 
 
 def test_a_gateway_starts_without_redis_and_says_so(
