@@ -175,6 +175,8 @@ def test_a_queued_request_is_dropped_when_its_time_is_up(
             return_exceptions=True,
         )
         assert "triton: timeout" in map(str, outcomes)
+        while not backend._servers[0].breaker.lets_through:
+            await asyncio.sleep(0)
         await backend.score(batch, Deadline.after(PATIENT_S), "u")  # the queue is empty then
         return before, await runs(backend)
 
