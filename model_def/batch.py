@@ -85,6 +85,9 @@ def realtime_window(events: Rows, snapshot_ms: int, end_ms: int, cap: int) -> Ro
     never evict an earlier one.
     """
     times = events["time_ms"]
+    if (times[1:] > times[:-1]).all():  # as they were stored: nothing to sort
+        first, end = np.searchsorted(times, (snapshot_ms + 1, end_ms))
+        return events[max(first, end - cap) : end]
     kept = events[(times > snapshot_ms) & (times < end_ms)]
     order = np.lexsort((kept["event_id"], kept["time_ms"]))
     return kept[order[max(0, len(order) - cap) :]]
@@ -135,15 +138,16 @@ def pack(schema: FeatureSchema, sample: Sample) -> PackedBatch:
     batch = _allocate(specs, lengths)
     for spec in specs:
         out = batch.arrays[spec.name]
-        if spec.name in derived:
+        if not spec.carrier:
             out[:] = derived[spec.name]
             continue
-        segment, carrier = spec.name.rsplit("_", 1)
-        source = rows[segment]
+        source = rows[spec.rows]
+        features = source[spec.carrier]
         table = out.reshape(len(source), spec.width)
-        features = source[carrier]
-        table[:, : features.shape[1]] = features
-        if features.shape[1] < spec.width:
+        if features.shape[1] == spec.width:
+            table[:] = features
+        else:
+            table[:, :-1] = features
             seconds = np.abs(source["time_ms"] - sample.snapshot_ms) / 1000.0
             table[:, -1] = np.log1p(seconds)
     return batch

@@ -5,6 +5,7 @@ training logs all pass here, so what serving refuses training refuses too, in th
 """
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -76,15 +77,19 @@ def _checked_together(
     for position, feature in enumerate(features):
         column = columns.get(feature.name, feature.default)
         if isinstance(column, np.ndarray):
-            kind, exact = column.dtype.kind, np.can_cast(column.dtype, low.dtype)
-            if low.dtype.kind == "f" and kind != "f":
-                exact &= column.dtype.itemsize < low.dtype.itemsize
-            if column.shape != (count,) or kind not in "iuf" or not exact:
+            if column.shape != (count,) or not _widens(column.dtype, low.dtype):
                 return None
         elif column is None or feature.name in columns:
             return None
         together[position] = column
     return together if ((together >= low) & (together <= high)).all() else None
+
+
+@cache
+def _widens(source: np.dtype[Any], target: np.dtype[Any]) -> bool:
+    """Whether every number of `source` is one of `target` (int64 or float64)."""
+    exact = source.kind == target.kind or source.itemsize < target.itemsize
+    return source.kind in "iuf" and exact and np.can_cast(source, target)
 
 
 def checked_column(feature: Feature, column: Any, count: int) -> NDArray[Any]:

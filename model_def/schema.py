@@ -117,6 +117,8 @@ class ArraySpec:
     width: int
     rows: str
     """What a row is: profile, context (a request), lifelong, realtime, candidate or offset."""
+    carrier: str = ""
+    """Of the features it holds (see `Layout`); none where `pack` derives it."""
 
 
 class Layout:
@@ -252,7 +254,7 @@ class FeatureSchema(Frozen):
                 ("numbers", layout.number_dtype, len(layout.numbers) + times),
             ):
                 if width:
-                    yield ArraySpec(f"{segment}_{carrier}", dtype, width, segment)
+                    yield ArraySpec(f"{segment}_{carrier}", dtype, width, segment, carrier)
         visible = np.dtype(np.uint8 if self.realtime_cap <= 255 else np.int32)
         int32 = np.dtype(np.int32)
         yield ArraySpec("rt_visible", visible, 1, "realtime")

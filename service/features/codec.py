@@ -160,9 +160,10 @@ def known_categories(layout: Layout, rows: Rows) -> Rows:
     for carrier in ("ids", "categories"):
         if not any(isinstance(feature, CategoryFeature) for feature in layout.carriers[carrier]):
             continue
-        low, high = layout.ranges[carrier]
-        odd = (rows[carrier] < low.T) | (rows[carrier] > high.T)
+        values = np.ascontiguousarray(rows[carrier].T)
+        low, high = (bound.astype(values.dtype) for bound in layout.ranges[carrier])
+        odd = (values < low) | (values > high)
         if odd.any():
             rows = rows.copy()
-            rows[carrier][odd] = 0
+            rows[carrier][odd.T] = 0
     return rows

@@ -1,9 +1,10 @@
 """Answers, as they are encoded on the hot path and as OpenAPI documents them."""
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import msgspec
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
@@ -145,4 +146,6 @@ def error_reply(error: ServiceError) -> Response:
 
 
 def _numbers(values: Floats) -> list[float | None]:
+    if not np.isnan(values).any():
+        return cast(list[float | None], values.tolist())
     return [None if math.isnan(value) else value for value in values.tolist()]

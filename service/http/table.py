@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,7 @@ class Table:
         kinds = number_kinds(rows[0].__class__)
         stamps: dict[str, Any] = {}
         for name in stamp_names:
-            values = [getattr(row, name) for row in rows]
+            values = list(map(attrgetter(name), rows))
             if values.count(UNSET) < len(rows):
                 stamps[name] = as_array(values, kinds[name])
         features = rows_as_columns(
