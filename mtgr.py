@@ -28,6 +28,8 @@ COMMANDS = {
     "metrics": ("service.cli:metrics", "", "Print the catalogue of metrics."),
     "key": ("service.cli:key", "", "Make an API key for a caller."),
     "replay": ("engine_build.replay:replay", "", "Run a captured request again, and compare."),
+    "health": ("service.cli:health", "", "Tell whether the gateway of this machine is ready."),
+    "traffic": ("service.traffic:traffic", "", "Send the demo's users to a gateway."),
     "dashboards": ("service.observability.cli:dashboards", "observe", "Watch a live gateway."),
     "load": ("loadtest.cli:load", "load", "Load tests over HTTP, with reports."),
     "demo": ("service.demo:demo", "", "Serve the demo package with its users; rank for one."),

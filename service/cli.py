@@ -1,8 +1,9 @@
-"""The gateway's commands: serve, load-features, rank, metrics, key."""
+"""The gateway's commands: serve, load-features, rank, metrics, key, health."""
 
 import asyncio
 import hashlib
 import json
+import os
 import secrets
 import sys
 from collections.abc import Callable, Iterator
@@ -179,3 +180,15 @@ def key(name: str) -> None:
     secret = secrets.token_hex(32)
     click.echo(f"{name}.{secret}")
     click.echo(json.dumps({name: {"sha256": hashlib.sha256(secret.encode()).hexdigest()}}))
+
+
+@click.command()
+def health() -> None:
+    """Exit with 0 if the gateway of this machine is ready, else say why not and exit with 1."""
+    url = f"http://127.0.0.1:{os.environ.get(f'{PREFIX}PORT', '8000')}/health/ready"
+    try:
+        answer = httpx.get(url, timeout=2)
+    except httpx.TransportError as error:
+        raise click.ClickException(f"{url}: {error}") from None
+    if answer.status_code != httpx.codes.OK:
+        raise click.ClickException(answer.json()["error"]["problem"])

@@ -56,7 +56,7 @@ def demo(package: Path, port: int, candidates: int, stop: bool) -> None:
         continue
     body = traffic.body(traffic.ask(user, now_ms, HOME, candidates)) | {"top_k": 10}
     click.echo(f"loading {market.users} users and {market.items} items into Redis ...")
-    asyncio.run(load(traffic.past))
+    asyncio.run(load(traffic.past, f"unix://{(REDIS / 'valkey.sock').resolve()}"))
 
     click.echo(f"POST {url}/v1/rank: user {body['user_id']}, {candidates} candidates\n")
     show(httpx.post(f"{url}/v1/rank", json=body, timeout=PATIENCE_S).raise_for_status())
@@ -89,10 +89,10 @@ def await_ready(server: subprocess.Popen[bytes], url: str) -> None:
     raise click.ClickException(f"the server did not become ready:\n{LOG.read_text()[-2000:]}")
 
 
-async def load(past: Past) -> None:
-    """Write every user and item to the Redis server of the demo's gateway."""
-    settings = StoreSettings()
-    redis = connect(f"unix://{(REDIS / 'valkey.sock').resolve()}", settings.redis_connections)
+async def load(past: Past, redis_url: str) -> None:
+    """Write every user and item to a Redis server."""
+    settings = StoreSettings(redis_url=redis_url)
+    redis = connect(redis_url, settings.redis_connections)
     store = FeatureStore(redis, SCHEMA, settings)
     try:
         await load_users(store, stored_users(past))

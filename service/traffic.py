@@ -5,15 +5,20 @@ was shown, clicked and ordered, so that dashboards, calibration and label joinin
 """
 
 import asyncio
+import math
 from time import time
 from typing import Any
 
+import click
 import httpx
 import numpy as np
 
 from model_def.data.past import Past
 from model_def.data.simulator import CLICK, HOME, Marketplace
 from model_def.data.traffic import Asked, Traffic, latest_snapshot
+from service.cli import faults_explained
+from service.demo import load
+from service.settings import StoreSettings, load_settings
 
 SHOWN = 10
 """Items asked for, and shown to the user."""
@@ -28,7 +33,8 @@ class LiveTraffic:
     def __init__(self, url: str, candidates: int, seed: int = 0):
         self._url, self._candidates = url, candidates
         market = Marketplace()
-        self._traffic = Traffic(Past(market, latest_snapshot(_now_ms())), seed)
+        self.past = Past(market, latest_snapshot(_now_ms()))
+        self._traffic = Traffic(self.past, seed)
         self._rng = np.random.default_rng(seed)
         self._shares = market.activity / market.activity.sum()
         self._run = _now_ms()
@@ -70,7 +76,7 @@ class LiveTraffic:
 
     def _react(self, asked: Asked, item_ids: list[int], request_id: str) -> list[dict[str, Any]]:
         """Exposures of what is shown, and what became of them."""
-        market, past = self._traffic.market, self._traffic.past
+        market, past = self._traffic.market, self.past
         positions = {item: i for i, item in enumerate(market.item_id[asked.items].tolist())}
         shown = np.array([positions[item] for item in item_ids])
         reaction = self._traffic.react(asked, shown)
@@ -98,3 +104,22 @@ class LiveTraffic:
 
 def _now_ms() -> int:
     return int(time() * 1000)
+
+
+@click.command()
+@click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="of the gateway")
+@click.option("--rate", default=10.0, show_default=True, help="requests a second")
+@click.option("--seconds", default=math.inf, help="stop after so long  [at Ctrl-C]")
+@click.option("--candidates", default=100, show_default=True, help="candidates of a request")
+@click.option(
+    "--load-features", is_flag=True, help="first write the users and items to MTGR_REDIS_URL"
+)
+def traffic(url: str, rate: float, seconds: float, candidates: int, load_features: bool) -> None:
+    """Have the demo's users ask, look, click and order, at a rate."""
+    live = LiveTraffic(url, candidates)
+    if load_features:
+        with faults_explained():
+            settings = load_settings({}, StoreSettings)
+            asyncio.run(load(live.past, settings.redis_url))
+    asyncio.run(live.drive(rate, seconds))
+    click.echo(f"{live.answered} requests answered, {live.failed} not")
