@@ -1,6 +1,7 @@
 # Every job of a newcomer in one word. Each installs what it needs into .venv first.
 VENV   ?= .venv
 PYTHON ?= python3
+MINUTES ?= 20
 RUN    := $(VENV)/bin
 
 # Prometheus and promtool, where the machine has none: Debian's package, unpacked in build/.
@@ -8,7 +9,7 @@ PROMETHEUS := build/prometheus/usr/bin
 export PATH := $(PATH):$(CURDIR)/$(PROMETHEUS)
 
 .PHONY: dashboards observability
-.PHONY: demo demo-stop train-demo test bench lint format demo-package clean
+.PHONY: demo demo-stop train-demo test bench fuzz soak lint format demo-package clean
 
 demo: $(VENV)/.base          ## serve the demo package with its users, print a ranked table
 	$(RUN)/mtgr demo
@@ -40,6 +41,12 @@ observability: $(VENV)/.dev  ## rules and dashboards anew from their code
 
 bench: $(VENV)/.dev          ## side by side, as ratios in one run
 	$(RUN)/python -m tests.bench
+
+fuzz: $(VENV)/.dev           ## 100,000 cases of each target: bodies, records, the whole gateway
+	$(RUN)/python -W error -m tests.service.fuzz
+
+soak: $(VENV)/.dev           ## MINUTES at 0.6 x capacity with bursts, reloads and faults
+	$(RUN)/python -m tests.bench.soak --minutes $(MINUTES)
 
 lint: $(VENV)/.dev
 	$(RUN)/ruff check .

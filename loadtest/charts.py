@@ -132,6 +132,15 @@ class Chart:
             f'<line class="rule {css}" {line}/><text class="{css}" {words}>{escape(text)}</text>'
         )
 
+    def mark(self, text: str, x: float) -> None:
+        """A small flag on the horizontal axis, which tells `text` under the pointer."""
+        at, foot = self._x(x), HEIGHT - BOTTOM
+        self._marks.append(
+            f'<path class="flag" d="M{at},{TOP}V{foot}"/>'
+            f'<path class="flag" d="M{at - 4},{foot + 6}L{at},{foot}L{at + 4},{foot + 6}Z">'
+            f"<title>{escape(text)} at {number(x)}</title></path>"
+        )
+
     def svg(self) -> str:
         """The chart with its axes and legend."""
         bottom = HEIGHT - BOTTOM

@@ -30,6 +30,7 @@ def page(run: Run) -> str:
         '<div class="charts">',
         _card("Latency of the served over time", _latency_over_time(run)),
         _card("Requests by outcome", _outcomes_over_time(run)),
+        *(_card(name, _watched(run, name)) for name in run.watched),
         _card("Rate against p99", _rate_against_p99(run)),
         _card("Latency distribution", _distribution(run)),
         _card("Stages of an answer, as the server timed them", _stages(run)),
@@ -114,7 +115,25 @@ def _latency_over_time(run: Run) -> str:
             ),
         )
     chart.rule(f"goal for p99, {run.goal.p99_ms:g} ms", "goal", y=run.goal.p99_ms)
+    _marks(chart, run)
     return chart.svg()
+
+
+def _watched(run: Run, name: str) -> str:
+    """A series from zero: what grows should look as if it grew."""
+    points = run.watched[name]
+    if not points:
+        return ""
+    tallest = max(value for _, value in points)
+    chart = Chart("seconds since the start", name, (0, run.seconds), (0, _headroom(tallest)))
+    chart.line(name, "p90", points)
+    _marks(chart, run)
+    return chart.svg()
+
+
+def _marks(chart: Chart, run: Run) -> None:
+    for mark in run.marks:
+        chart.mark(mark.text, mark.at_s)
 
 
 def _outcomes_over_time(run: Run) -> str:
@@ -132,6 +151,7 @@ def _outcomes_over_time(run: Run) -> str:
             for w in run.windows
         ),
     )
+    _marks(chart, run)
     return chart.svg()
 
 

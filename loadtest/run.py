@@ -59,6 +59,13 @@ class Step(msgspec.Struct):
     label: str = ""
 
 
+class Mark(msgspec.Struct):
+    """Something that was done to the service."""
+
+    at_s: float
+    text: str
+
+
 class Generator(msgspec.Struct):
     """Whether the generator itself kept up."""
 
@@ -96,6 +103,9 @@ class Run(msgspec.Struct, forbid_unknown_fields=True):
     missed: list[str]
     settings: dict[str, Any]
     machine: dict[str, Any]
+    marks: list[Mark] = []
+    watched: dict[str, list[tuple[float, float]]] = {}
+    """What was seen of the server over time, by name with its unit: (seconds, value)."""
     format: Literal["mtgr-load/1"] = "mtgr-load/1"
 
     @property
