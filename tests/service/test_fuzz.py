@@ -31,8 +31,8 @@ def test_whatever_comes_is_taken_or_refused_in_words(run: Callable[[], list[Fuzz
 
 def test_the_openapi_document_has_no_case_that_breaks_the_gateway(client: httpx.Client) -> None:
     """No case of any operation gets a 5xx that is no refusal, and memory stays."""
-    for done in over_http(str(client.base_url).rstrip("/"), CASES, "self"):
-        assert done.outcomes.total() >= CASES / 10
+    for done in over_http(str(client.base_url).rstrip("/"), CASES // 4, "self"):
+        assert done.outcomes.total() >= CASES / 40
         assert flat(done)
 
 
