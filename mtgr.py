@@ -12,7 +12,12 @@ COMMANDS = {
     "import": ("model_def.data.importer:import_", "train", "Write logs from your own tables."),
     "join": ("model_def.data.join:join_command", "log", "Make logs of what was served."),
     "train": ("model_def.cli:train", "train", "Train a model on logs."),
-    "evaluate": ("model_def.cli:evaluate", "train", "Score logs: AUC, GAUC, NE, calibration."),
+    "evaluate": (
+        "model_def.cli_evaluate:evaluate",
+        "train",
+        "Score logs; a report.",
+    ),
+    "ablate": ("model_def.cli_ablate:ablate", "train", "Train variants; print Tables 3 and 4."),
     "build": ("engine_build.cli:build", "build", "Build a model package from a checkpoint."),
     "verify": ("engine_build.cli:verify", "build", "Check a package's engines against PyTorch."),
     "promote": (

@@ -101,9 +101,7 @@ def pytorch_scores(model: MTGR, batch: PackedBatch) -> dict[str, np.ndarray]:
     """Probabilities by task, float32 [T_c]: what engines are held to."""
     tensors = to_tensors(batch)
     with torch.inference_mode():
-        if model.config.embedding_source == "host":
-            tensors = model.embeddings(tensors)
-        probabilities = torch.sigmoid(model.eval()(tensors)).numpy()
+        probabilities = torch.sigmoid(model.eval().whole(tensors)).numpy()
     return {task: probabilities[:, i].copy() for i, task in enumerate(model.config.tasks)}
 
 

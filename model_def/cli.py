@@ -1,11 +1,11 @@
-"""`mtgr simulate`, `train`, `evaluate`: logs -> checkpoint -> metrics.
+"""`mtgr simulate` and `train`: logs -> checkpoint, and what all commands on logs share.
 
 PyTorch is imported when a command runs: first its threads must be told to sleep while they wait,
 or on busy cores they spend more time waiting than working.
 """
 
-import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -16,14 +16,15 @@ import click
 import numpy as np
 from tqdm import tqdm
 
-from model_def.config import PRESETS, PackageConfig
+from model_def.config import PRESETS, TOKEN_GROUPS, ModelConfig, PackageConfig
 from model_def.data.bodies import write_traffic
 from model_def.data.logs import LogError, Logs
-from model_def.data.parquet import read_logs, write_logs
+from model_def.data.parquet import read_logs, read_schema, write_logs
 from model_def.data.samples import TrainingSample, task_labels, time_split, training_samples
 from model_def.data.simulate import simulate as simulate_logs
 from model_def.data.simulator import Marketplace
-from model_def.data.truth import read_truth, write_truth
+from model_def.data.truth import write_truth
+from model_def.differences import SchemaMismatch, check_schema
 from model_def.schema import FeatureSchema
 
 HELD_OUT = 0.1
@@ -93,9 +94,38 @@ def simulate(
 @click.argument("out", type=Directory)
 @click.option("--preset", type=click.Choice(list(PRESETS)), default="tiny", show_default=True)
 @click.option("--tasks", default="ctr,ctcvr", show_default=True, help="tasks, by comma")
+@click.option("--no-cross", is_flag=True, help="leave the cross features out, for ablation")
+@click.option(
+    "--groups",
+    type=click.Choice(list(TOKEN_GROUPS)),
+    default="paper",
+    show_default=True,
+    help="GroupLN groups; one: a plain layer norm, for ablation",
+)
+@click.option(
+    "--mask",
+    type=click.Choice(["dynamic", "causal"]),
+    default="dynamic",
+    show_default=True,
+    help="causal: the order of the sequence alone, which leaks, for ablation",
+)
+@click.option(
+    "--embedding-source",
+    type=click.Choice(["engine", "host"]),
+    default="engine",
+    show_default=True,
+    help="where a serving engine's embeddings are gathered; host: for tables beyond its memory",
+)
 @click.option("--until", type=Utc, help="train on requests before it, UTC; default: nine tenths")
 @click.option("--epochs", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--learning-rate", type=float, default=3e-3, show_default=True, help="Adam's peak")
+@click.option(
+    "--warm-up",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.05,
+    show_default=True,
+    help="share of the steps until the peak",
+)
 @click.option(
     "--embedding-std",
     type=float,
@@ -117,39 +147,89 @@ def simulate(
     show_default=True,
     help="tokens of a batch, at most",
 )
+@click.option(
+    "--accumulate",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="batches of an optimizer step",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="of the layers' products",
+)
+@click.option(
+    "--min-id-count",
+    type=click.IntRange(1),
+    default=2,
+    show_default=True,
+    help="occurrences of an id before it has an embedding of its own",
+)
+@click.option("--max-ids", type=click.IntRange(1), help="of a table; the stalest give way")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--version", default=None, help="model version; default: from the time of training")
+@click.option(
+    "--save-every",
+    type=click.IntRange(1),
+    default=250,
+    show_default=True,
+    help="steps between saves, from which the same command goes on after a kill",
+)
+@click.option("--device", default="cpu", show_default=True, help="of PyTorch: cpu, cuda, cuda:1")
 @threads_option
 def train(
     logs: Path,
     out: Path,
     preset: str,
     tasks: str,
+    no_cross: bool,
+    groups: str,
+    mask: str,
+    embedding_source: str,
     until: datetime | None,
     version: str | None,
+    save_every: int,
+    device: str,
     threads: int,
     **options: Any,
 ) -> None:
-    """Train a model on LOGS up to a time, report on what follows, save the checkpoint OUT."""
+    """Train a model on LOGS up to a time, report on what follows, save the checkpoint OUT.
+
+    Until it ends, OUT.training holds its curves and its last saved state; the same command again
+    goes on from there, to the same weights.
+    """
     from model_def.checkpoint import Checkpoint, CheckpointError, check_replaceable, save
+    from model_def.curves import FILE
     from model_def.evaluate import as_text, predict, report
-    from model_def.train import TrainingOptions
+    from model_def.options import TrainingOptions
+    from model_def.train import plan
     from model_def.train import train as train_model
 
     use_threads(threads)
-    data = read(logs)
+    data = read(logs, cross=not no_cross)
     until_ms = default_split(data) if until is None else epoch_ms(until)
     past, future = time_split(data, until_ms)
+    directory = out.with_name(f"{out.name}.training")
     try:
         check_replaceable(out)
-        config = PRESETS[preset].model_copy(update={"tasks": tuple(tasks.split(","))})
-        config = type(config).model_validate(config.model_dump())
+        config = ModelConfig.model_validate(
+            PRESETS[preset].model_dump()
+            | {
+                "tasks": tuple(tasks.split(",")),
+                "token_groups": TOKEN_GROUPS[groups],
+                "mask": mask,
+                "embedding_source": embedding_source,
+            }
+        )
         chosen = TrainingOptions(**options)
         samples = pack_all(past)
-        with tqdm(unit="step", desc="training") as bar:
+        with tqdm(total=len(plan(samples, chosen)), unit="step", desc="training") as bar:
 
-            def progress(step: int, steps: int, loss: float) -> None:
-                bar.total = steps
+            def progress(step: int, loss: float) -> None:
+                bar.n = step - 1
                 bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
                 bar.update()
 
@@ -160,6 +240,9 @@ def train(
                 task_labels(past.requests, config.tasks),
                 chosen,
                 progress,
+                directory=directory,
+                save_every=save_every,
+                device=device,
             )
         reports = []
         if len(future.requests.user_id):
@@ -178,57 +261,12 @@ def train(
             "steps": len(trained.losses),
             "held_out": [asdict(r) for r in reports],
         }
-        save(out, Checkpoint(package, trained.model, trained.id_tables, training))
+        made = Checkpoint(package, trained.model, trained.id_tables, training, trained.uses)
+        save(out, made, directory / FILE)
+        shutil.rmtree(directory)
     except (CheckpointError, ValueError) as error:
         raise click.ClickException(str(error)) from None
     click.echo(f"{out}: version {package.version}")
-
-
-@click.command()
-@click.argument("checkpoint", type=Existing)
-@click.argument("logs", type=Existing)
-@click.option(
-    "--since", type=Utc, help="score requests from it on, UTC; default: where training ended"
-)
-@click.option("--json", "as_json", is_flag=True, help="print JSON")
-@threads_option
-def evaluate(
-    checkpoint: Path, logs: Path, since: datetime | None, as_json: bool, threads: int
-) -> None:
-    """Score the exposures of LOGS that CHECKPOINT was not trained on: AUC, GAUC, NE, calibration.
-
-    For simulated logs the true probabilities are scored too: the best that can be reached.
-    """
-    from model_def.checkpoint import CheckpointError, load
-    from model_def.evaluate import as_text, predict, report
-
-    use_threads(threads)
-    try:
-        loaded = load(checkpoint)
-    except CheckpointError as error:
-        raise click.ClickException(str(error)) from None
-    data = read(logs, loaded.config.features)
-    since_ms = loaded.training["until_ms"] if since is None else epoch_ms(since)
-    future = time_split(data, since_ms)[1]
-    if not len(future.requests.user_id):
-        raise click.ClickException(f"{logs}: no requests from {utc(since_ms)} on; see --since")
-    tasks = loaded.config.model.tasks
-    labels = task_labels(future.requests, tasks)
-    reports = report(tasks, future.requests, labels, predict(loaded.model, pack_all(future)))
-    truth = read_truth(logs, data)
-    best = []
-    if truth is not None:
-        later = data.requests.context["time_ms"] >= since_ms
-        rows = np.repeat(later, data.requests.candidate_counts)
-        known = truth[rows][:, [("ctr", "ctcvr").index(task) for task in tasks]]
-        best = report(tasks, future.requests, labels, known)
-    if as_json:
-        found = {"held_out": reports, "best_reachable": best}
-        click.echo(json.dumps({k: [asdict(r) for r in v] for k, v in found.items()}, indent=1))
-        return
-    click.echo(f"from {utc(since_ms)}:\n{as_text(reports)}")
-    if best:
-        click.echo(f"best reachable, by the true probabilities:\n{as_text(best)}")
 
 
 def use_threads(threads: int) -> None:
@@ -239,12 +277,20 @@ def use_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def read(directory: Path, schema: FeatureSchema | None = None) -> Logs:
-    """The logs of a directory; what was rejected is told and listed in rejects.csv beside them."""
+def read(directory: Path, schema: FeatureSchema | None = None, *, cross: bool = True) -> Logs:
+    """The logs of a directory; what was rejected is told and listed in rejects.csv beside them.
+
+    With a model's `schema`, logs of another schema are refused, with the difference listed; not
+    `cross` leaves the cross features out.
+    """
     click.echo(f"reading {directory}", err=True)
     try:
-        logs, rejects = read_logs(directory, schema)
-    except LogError as error:
+        own = read_schema(directory)
+        if schema is not None:
+            check_schema(schema, own, directory)
+        chosen = schema or (own if cross else own.without_cross())
+        logs, rejects = read_logs(directory, chosen)
+    except (LogError, SchemaMismatch) as error:
         raise click.ClickException(str(error)) from None
     if len(rejects):
         rejects.write(directory / "rejects.csv")
@@ -254,9 +300,10 @@ def read(directory: Path, schema: FeatureSchema | None = None) -> Logs:
     return logs
 
 
-def pack_all(logs: Logs) -> list[TrainingSample]:
-    """Every sample of the logs."""
-    return list(tqdm(training_samples(logs), unit="sample", desc="packing"))
+def pack_all(logs: Logs, *, as_served: bool = False) -> list[TrainingSample]:
+    """Every sample of the logs; `as_served`: one for each request."""
+    samples = training_samples(logs, as_served=as_served)
+    return list(tqdm(samples, unit="sample", desc="packing"))
 
 
 def default_split(logs: Logs) -> int:

@@ -28,6 +28,12 @@ PAPER_GROUPS = (
 )
 
 
+ONE_GROUP = (TokenGroup(name="all", segments=("profile", "lifelong", "realtime", "candidate")),)
+"""A plain layer norm: what GroupLN is compared with."""
+
+TOKEN_GROUPS = {"paper": PAPER_GROUPS, "one": ONE_GROUP}
+
+
 class ScoreFormula(Frozen):
     """score = ctr^ctr_power * ctcvr^ctcvr_power; with one task, that task's probability."""
 
@@ -59,6 +65,11 @@ class ModelConfig(Frozen):
     eps: float = Field(default=1e-6, gt=0, description="of the input GroupLN")
     eps_gated: float = Field(default=1e-12, gt=0, description="of the gated GroupLN, in fp32")
     embedding_source: Literal["engine", "host"] = "engine"
+    mask: Literal["dynamic", "causal"] = Field(
+        default="dynamic",
+        description="causal: the order of the sequence alone, so a training window shows each "
+        "exposure the real-time events that followed it too. For ablation: it leaks",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

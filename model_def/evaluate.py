@@ -39,6 +39,36 @@ class TaskReport:
     bins: list[CalibrationBin]
 
 
+@dataclass(frozen=True)
+class Slice:
+    """Ranking and calibration of one task over a part of the exposures."""
+
+    task: str
+    kind: str
+    """By what it was cut: "scene", or "history" (lifelong and real-time tokens)."""
+    part: str
+    exposures: int
+    positives: int
+    auc: float
+    gauc_request: GroupedAuc
+    calibration: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All that `mtgr evaluate` says of a checkpoint."""
+
+    version: str
+    since: str
+    held_out: list[TaskReport]
+    best_reachable: list[TaskReport]
+    slices: list[Slice]
+
+
+HISTORY_EDGES = (0, 1, 10, 30, 100, 300, 1000)
+"""Tokens at which a class of histories begins; the last is open."""
+
+
 def predict(
     model: MTGR, samples: Sequence[TrainingSample], batch_tokens: int = 16384
 ) -> NDArray[np.float32]:
@@ -49,7 +79,7 @@ def predict(
     with torch.inference_mode():
         for batch in token_batches(tokens, batch_tokens, np.random.default_rng(0)):
             sample = joined([samples[i] for i in batch], model.schema)
-            out[sample.rows] = model(to_tensors(sample.batch)).sigmoid().numpy()
+            out[sample.rows] = model.whole(to_tensors(sample.batch)).sigmoid().numpy()
     return out
 
 
@@ -80,6 +110,46 @@ def report(
             )
         )
     return reports
+
+
+def slices(
+    tasks: Sequence[str],
+    requests: Requests,
+    samples: Sequence[TrainingSample],
+    labels: NDArray[np.float32],
+    probabilities: NDArray[np.floating],
+) -> list[Slice]:
+    """Each task by scene and by history length, parts without exposures left out."""
+    owner = np.repeat(np.arange(len(requests.user_id)), requests.candidate_counts)
+    scene = requests.scene[owner]
+    parts = [("scene", str(name), scene == name) for name in np.unique(scene)]
+    length = history_lengths(samples)
+    starts = HISTORY_EDGES
+    for low, high in zip(starts, (*starts[1:], None), strict=True):
+        inside = (length >= low) & (length < high) if high else length >= low
+        name = str(low) if high == low + 1 else f"{low}-{high - 1}" if high else f"{low}+"
+        parts.append(("history", name, inside))
+    found = []
+    for position, task in enumerate(tasks):
+        for kind, name, inside in parts:
+            rows = inside & ~np.isnan(labels[:, position])
+            if not rows.any():
+                continue
+            label, p = labels[rows, position], probabilities[rows, position]
+            grouped = gauc(label, p, owner[rows])
+            ratio = calibration(label, p)
+            counts = len(label), int(label.sum())
+            found.append(Slice(task, kind, name, *counts, auc(label, p), grouped, ratio))
+    return found
+
+
+def history_lengths(samples: Sequence[TrainingSample]) -> NDArray[np.int64]:
+    """[N]: lifelong and real-time tokens that each exposure sees."""
+    out = np.zeros(sum(len(sample.rows) for sample in samples), np.int64)
+    for sample in samples:
+        arrays = sample.batch.arrays
+        out[sample.rows] = arrays["lifelong_offsets"][-1] + arrays["candidate_visible"].astype(int)
+    return out
 
 
 def as_text(reports: Sequence[TaskReport]) -> str:

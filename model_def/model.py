@@ -157,13 +157,20 @@ class MTGR(nn.Module):
 
     def forward(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Logits [T_c, tasks] of every candidate, equal to `score(encode_user(...), ...)`."""
-        tensors = self._embedded(tensors)
-        frame = self._frame(tensors)
-        x = torch.cat((self._static_tokens(tensors, frame), self._dynamic_tokens(tensors)))
+        return self.logits(self.candidate_rows(self._embedded(tensors)))
+
+    def whole(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """`forward` of a packed batch, wherever its embeddings are gathered."""
+        return self.logits(self.candidate_rows(self.embeddings(tensors)))
+
+    def candidate_rows(self, embedded: Mapping[str, Tensor]) -> Tensor:
+        """The encoder's output [T_c, d] for every candidate, from what `embeddings` returned."""
+        frame = self._frame(embedded)
+        x = torch.cat((self._static_tokens(embedded, frame), self._dynamic_tokens(embedded)))
         for layer in self.layers[:-1]:
             x, _ = layer(x, frame)
-        x, _ = self.layers[-1](x, frame, CANDIDATE)
-        return self._logits(x)
+        rows: Tensor = self.layers[-1](x, frame, CANDIDATE)[0]
+        return rows
 
     def encode_user(self, tensors: Mapping[str, Tensor]) -> list[KeysValues]:
         """The static half: each layer's keys and values. Depends on profile and lifelong only."""
@@ -192,7 +199,7 @@ class MTGR(nn.Module):
         frame, x = self._frame(tensors), self._dynamic_tokens(tensors)
         for layer, static in zip(self.layers, user, strict=True):
             x, _ = layer(x, frame, REALTIME if layer is not self.layers[-1] else CANDIDATE, static)
-        return self._logits(x)
+        return self.logits(x)
 
     def _embedded(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         if self.config.embedding_source == "host":
@@ -206,7 +213,7 @@ class MTGR(nn.Module):
         order = torch.arange(users + 1, dtype=torch.int32, device=lifelong_offsets.device)
         static_offsets = lifelong_offsets + profile * order
         lifelong = tensors["lifelong_numbers"].shape[0] // self.lifelong.hidden.columns
-        rt_visible, candidate_visible = tensors["rt_visible"], tensors["candidate_visible"]
+        rt_visible, candidate_visible = self._visible(tensors)
         rows = (users * profile + lifelong, rt_visible.shape[0], candidate_visible.shape[0])
         groups = [self.config.group_of(s) for s in TOKEN_SEGMENTS]
         static_rows = torch.arange(rows[0], dtype=torch.int32, device=order.device)
@@ -237,6 +244,17 @@ class MTGR(nn.Module):
             source,
         )
 
+    def _visible(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """How many leading real-time tokens each real-time and candidate row sees."""
+        rt, candidate = tensors["rt_visible"], tensors["candidate_visible"]
+        if self.config.mask == "dynamic":
+            return rt, candidate
+        offsets = tensors["rt_offsets"]
+        before = torch.arange(rt.shape[0], dtype=torch.int32, device=rt.device)
+        before = before - offsets.index_select(0, owners(offsets, rt.shape[0]))
+        owner = owners(tensors["candidate_offsets"], candidate.shape[0])
+        return before, offsets.diff().index_select(0, owner)
+
     def _static_tokens(self, tensors: Mapping[str, Tensor], frame: Frame) -> Tensor:
         tokens = torch.cat((self.profile(tensors), self.lifelong(tensors)))
         return tokens.index_select(0, frame.static_source)
@@ -245,7 +263,8 @@ class MTGR(nn.Module):
         context = self.context(tensors).index_select(0, tensors["candidate_context"])
         return torch.cat((self.realtime(tensors), self.candidate(tensors, context)))
 
-    def _logits(self, x: Tensor) -> Tensor:
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits [T_c, tasks] from the encoder's candidate rows."""
         # The heads may keep float32 weights where the layers' are of 16 bits.
         x = x.to(next(self.heads.parameters()).dtype)
         return torch.cat([self.heads[task](x) for task in self.config.tasks], 1).float()

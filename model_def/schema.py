@@ -215,6 +215,11 @@ class FeatureSchema(Frozen):
         """Features of a candidate: item features I, then cross features C."""
         return self.item + self.cross
 
+    def without_cross(self) -> "FeatureSchema":
+        """The schema less its cross features: an ablation, and what plain GRMs read."""
+        # Not model_copy, which would copy the cached layouts too.
+        return FeatureSchema.model_validate({**self.model_dump(), "cross": ()})
+
     @cached_property
     def item_place(self) -> int:
         """Where a candidate's ids hold its item_id."""

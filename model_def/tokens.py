@@ -33,7 +33,8 @@ class Embeddings(nn.Module):
     """Ids and categories -> vectors. The seam `embedding_source`: in the engine, or before it.
 
     An id table's key store (frozen open addressing) stands apart from its value store (rows of
-    the weight); unknown ids share row 0.
+    the weight); unknown ids share row 0. While a table grows, training looks its ids up itself
+    (`model_def.growing_table`) and gives what it found.
     """
 
     def __init__(self, schema: FeatureSchema, tables: Mapping[str, IdTable], width: int):
@@ -42,11 +43,7 @@ class Embeddings(nn.Module):
         self.values = nn.ParameterDict()
         self.max_probe = 1
         for name in schema.id_tables:
-            self.values[name] = nn.Parameter(torch.randn(len(tables[name]), width) * 0.05)
-            frozen = tables[name].freeze()
-            self.register_buffer(f"keys_{name}", torch.from_numpy(frozen.keys), persistent=False)
-            self.register_buffer(f"rows_{name}", torch.from_numpy(frozen.rows), persistent=False)
-            self.max_probe = max(self.max_probe, frozen.max_probe)
+            self.install(name, tables[name], torch.randn(len(tables[name]), width) * 0.05)
         for layout in schema.layouts.values():
             for feature in layout.features:
                 if isinstance(feature, CategoryFeature):
@@ -54,10 +51,21 @@ class Embeddings(nn.Module):
                     if key not in self.values:
                         self.values[key] = nn.Parameter(torch.randn(feature.size, width) * 0.05)
 
-    def forward(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def install(self, name: str, table: IdTable, values: Tensor) -> None:
+        """Make `table` and its embeddings [len(table), width] those of table `name`."""
+        frozen = table.freeze()
+        self.values[name] = nn.Parameter(values)
+        self.register_buffer(f"keys_{name}", torch.from_numpy(frozen.keys), persistent=False)
+        self.register_buffer(f"rows_{name}", torch.from_numpy(frozen.rows), persistent=False)
+        self.max_probe = max(self.max_probe, frozen.max_probe)
+
+    def forward(
+        self, tensors: Mapping[str, Tensor], found: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
         """Replace each `<segment>_ids` and `_categories` by `<segment>_vectors` [rows, n * width].
 
-        Vectors are ordered as ids then categories of the layout.
+        Vectors are ordered as ids then categories of the layout. With `found`, vectors [U, width]
+        by table, the ids in `tensors` are places in them.
         """
         out = dict(tensors)
         for segment in SEGMENTS:
@@ -66,14 +74,21 @@ class Embeddings(nn.Module):
                 if not features:
                     continue
                 columns = out.pop(f"{segment}_{carrier}").view(-1, len(features))
-                vectors += [self._embed(f, columns[:, i]) for i, f in enumerate(features)]
+                vectors += [self._embed(f, columns[:, i], found) for i, f in enumerate(features)]
             if vectors:
                 out[f"{segment}_vectors"] = torch.cat(vectors, 1)
         return out
 
-    def _embed(self, feature: IdFeature | CategoryFeature, column: Tensor) -> Tensor:
+    def _embed(
+        self,
+        feature: IdFeature | CategoryFeature,
+        column: Tensor,
+        found: Mapping[str, Tensor] | None,
+    ) -> Tensor:
         if isinstance(feature, CategoryFeature):
             return embedding(column.int(), self.values[_category_key(feature)])
+        if found is not None:
+            return embedding(column, found[feature.table])
         keys = self.get_buffer(f"keys_{feature.table}")
         rows = self.get_buffer(f"rows_{feature.table}")
         row = torch.ops.mtgr.id_lookup(column.contiguous(), keys, rows, self.max_probe)

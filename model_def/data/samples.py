@@ -18,10 +18,12 @@ from model_def.schema import FeatureSchema
 
 @dataclass(frozen=True)
 class TrainingSample:
-    """A packed window, and the row of each of its candidates in `Requests.candidates`."""
+    """A packed window, the row of each of its candidates in `Requests.candidates`, and the time
+    of its last request."""
 
     batch: PackedBatch
     rows: NDArray[np.int64]
+    at_ms: int
 
     @property
     def tokens(self) -> int:
@@ -63,7 +65,7 @@ def training_samples(logs: Logs, *, as_served: bool = False) -> Iterator[Trainin
                     candidates=requests.candidates[rows],
                     context_candidates=requests.candidate_counts[chosen],
                 )
-                yield TrainingSample(pack(schema, sample), rows)
+                yield TrainingSample(pack(schema, sample), rows, int(times[part][-1]))
 
 
 def task_labels(requests: Requests, tasks: Sequence[str]) -> NDArray[np.float32]:
@@ -130,7 +132,8 @@ def token_batches(
 def joined(samples: Sequence[TrainingSample], schema: FeatureSchema) -> TrainingSample:
     """Several samples as one ragged batch."""
     batch = merge([sample.batch for sample in samples], schema)
-    return TrainingSample(batch, np.concatenate([sample.rows for sample in samples]))
+    rows = np.concatenate([sample.rows for sample in samples])
+    return TrainingSample(batch, rows, max(sample.at_ms for sample in samples))
 
 
 def _by_user(user_id: NDArray[np.str_], time_ms: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:

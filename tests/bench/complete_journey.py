@@ -109,8 +109,7 @@ def rank_by_mtgr(draws: list[Logs], later: Logs) -> tuple[Trained, Scores]:
     labels = np.zeros((0, 1), np.float32)
     for logs in draws:
         samples += (
-            TrainingSample(sample.batch, sample.rows + len(labels))
-            for sample in training_samples(logs)
+            replace(sample, rows=sample.rows + len(labels)) for sample in training_samples(logs)
         )
         labels = np.concatenate([labels, task_labels(logs.requests, MODEL.tasks)])
     with tqdm(desc="training") as bar:

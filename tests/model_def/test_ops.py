@@ -208,11 +208,3 @@ def test_a_large_table_stays_within_its_probes() -> None:
         tensors = torch.from_numpy(frozen.keys), torch.from_numpy(frozen.rows)
         rows = ops.id_lookup(torch.from_numpy(values), *tensors, frozen.max_probe)
         assert len(rows.unique()) == len(np.unique(values))
-
-
-def test_rare_ids_are_not_admitted() -> None:
-    """With a minimum count, an id seen fewer times stays unknown."""
-    table = IdTable()
-    table.add(np.array([5, 5, 7, 9, 9]), min_count=2)
-    assert table.ids.tolist() == [5, 9]
-    assert len(table) == 3

@@ -10,15 +10,10 @@ from model_def.data.samples import TrainingSample, task_labels, time_split, trai
 from model_def.data.simulate import simulate
 from model_def.data.simulator import DAY_MS, SCHEMA, Marketplace
 from model_def.evaluate import as_text, predict, report
+from model_def.loss import listwise_loss, task_loss
 from model_def.metrics import auc
-from model_def.train import (
-    TrainingOptions,
-    grow_id_tables,
-    listwise_loss,
-    rate_at,
-    task_loss,
-    train,
-)
+from model_def.options import TrainingOptions
+from model_def.train import train
 
 START_MS = 1_767_571_200_000
 TINY = PRESETS["tiny"]
@@ -129,8 +124,11 @@ def test_needs_both_classes(samples: list[TrainingSample], logs: Logs) -> None:
         train(TINY, SCHEMA, [], labels, TrainingOptions())
 
 
-def test_id_tables_hold_what_was_seen(samples: list[TrainingSample]) -> None:
-    """Every id seen often enough has a row; rarer ones share the unknown id's."""
+def test_id_tables_hold_what_was_seen(samples: list[TrainingSample], logs: Logs) -> None:
+    """Every id seen often enough has a row, and its count; rarer ones share the unknown id's.
+
+    An occurrence counts once, however many epochs read it.
+    """
     ids = np.concatenate(
         [
             s.batch.arrays[name]
@@ -139,15 +137,24 @@ def test_id_tables_hold_what_was_seen(samples: list[TrainingSample]) -> None:
         ]
     )
     seen, counts = np.unique(ids, return_counts=True)
+    labels = task_labels(logs.requests, TINY.tasks)
     for at_least in (1, 50):
-        table = grow_id_tables(SCHEMA, samples, at_least)["item_id"]
-        assert set(table.ids.tolist()) == set(seen[counts >= at_least].tolist())
+        options = TrainingOptions(epochs=2, min_id_count=at_least, batch_tokens=1 << 20)
+        trained = train(TINY, SCHEMA, samples, labels, options)
+        table, uses = trained.id_tables["item_id"], trained.uses["item_id"]
+        admitted = counts >= at_least
+        assert set(table.ids.tolist()) == set(seen[admitted].tolist())
+        assert dict(zip(uses["id"].tolist(), uses["count"].tolist(), strict=True)) == dict(
+            zip(seen[admitted].tolist(), counts[admitted].tolist(), strict=True)
+        )
 
 
 def test_learning_rate_rises_then_falls_to_zero() -> None:
     """The schedule warms up to its peak once, and ends at zero."""
-    rates = [rate_at(i / 200) for i in range(201)]
+    options = TrainingOptions(learning_rate=1, warm_up=0.2)
+    rates = [options.rate_at(i / 200) for i in range(201)]
     peak = int(np.argmax(rates))
+    assert peak == 40
     assert rates[peak] == pytest.approx(1, abs=0.01)
     assert rates == sorted(rates[:peak]) + sorted(rates[peak:], reverse=True)
     assert rates[-1] == pytest.approx(0, abs=1e-9)

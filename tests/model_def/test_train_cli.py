@@ -1,12 +1,14 @@
 """The commands simulate, train and evaluate, end to end on a very small city."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
-from model_def.cli import evaluate, simulate, train
+from model_def.cli import simulate, train
+from model_def.cli_evaluate import evaluate
 
 CITY = ["--days", "2", "--users", "30", "--items", "60"]
 
@@ -31,11 +33,49 @@ def test_simulate_train_evaluate(logs: Path, tmp_path: Path) -> None:
     assert trained.exit_code == 0, trained.output
     assert "version v7" in trained.output
     said = json.loads((tmp_path / "m" / "training.json").read_text())
-    result = CliRunner().invoke(evaluate, [str(tmp_path / "m"), str(logs), "--json"])
+    page = tmp_path / "report.html"
+    arguments = [str(tmp_path / "m"), str(logs), "--json", "--report", str(page)]
+    result = CliRunner().invoke(evaluate, arguments)
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found["held_out"] == said["held_out"]
     assert found["best_reachable"][0]["auc"] > 0.7
+    assert f"{said['held_out'][0]['auc']:.4f}" in page.read_text()
+    assert page.read_text().count("<svg") == 6
+    for kind in ("scene", "history"):
+        parts = [s for s in found["slices"] if s["kind"] == kind and s["task"] == "ctr"]
+        assert sum(s["exposures"] for s in parts) == found["held_out"][0]["exposures"]
+        assert sum(s["positives"] for s in parts) == found["held_out"][0]["positives"]
+
+
+def test_logs_of_another_schema_are_refused(logs: Path, tmp_path: Path) -> None:
+    """A checkpoint is not scored on logs of another schema, and each difference is listed."""
+    assert run_train(logs, tmp_path / "m").exit_code == 0
+    other = tmp_path / "logs"
+    shutil.copytree(logs, other)
+    schema = json.loads((other / "schema.json").read_text())
+    schema["cross"] = [f for f in schema["cross"] if f["name"] != "eta_minutes"]
+    schema["profile"][0]["size"] = 9
+    schema["lifelong_cap"] = 10
+    (other / "schema.json").write_text(json.dumps(schema))
+    result = CliRunner().invoke(evaluate, [str(tmp_path / "m"), str(other)])
+    assert result.exit_code == 1
+    for line in (
+        "profile.age_group.size: 6 there, 9 here",
+        "item.eta_minutes: a number there, nothing here",
+        "lifelong_cap: 1000 there, only 10 here",
+    ):
+        assert line in result.output
+
+
+def test_without_cross_features(logs: Path, tmp_path: Path) -> None:
+    """`--no-cross` trains a model whose schema has none, and evaluate leaves them out too."""
+    result = run_train(logs, tmp_path / "m", "--no-cross", "--groups", "one", "--mask", "causal")
+    assert result.exit_code == 0, result.output
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    assert config["features"]["cross"] == []
+    assert len(config["model"]["token_groups"]) == 1
+    assert CliRunner().invoke(evaluate, [str(tmp_path / "m"), str(logs)]).exit_code == 0
 
 
 def test_traffic_file_holds_requests_users_and_events(logs: Path) -> None:
@@ -49,6 +89,7 @@ def test_one_task(logs: Path, tmp_path: Path) -> None:
     result = run_train(logs, tmp_path / "m", "--tasks", "ctr")
     assert result.exit_code == 0, result.output
     assert "ctcvr" not in result.output
+    assert not (tmp_path / "m.training").exists()
 
 
 @pytest.mark.parametrize(
