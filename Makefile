@@ -36,8 +36,9 @@ test: lint build/prometheus                  ## lint, types and every test that 
 dashboards: $(VENV)/.observe build/prometheus  ## watch the demo under live traffic in a browser
 	$(RUN)/mtgr dashboards
 
-observability: $(VENV)/.dev  ## rules and dashboards anew from their code
+observability: $(VENV)/.dev  ## what is made from code: rules, dashboards, the chart's README
 	$(RUN)/python -m service.observability.files
+	$(RUN)/python -m tests.deploy.chart_readme
 
 bench: $(VENV)/.dev          ## side by side, as ratios in one run
 	$(RUN)/python -m tests.bench
