@@ -132,7 +132,15 @@ class StoreSettings(BaseSettings):
     item_cache_items: int = Field(default=100_000, ge=0, description="item records kept, items")
     item_cache_ttl_s: int = Field(default=60, ge=0, description="age of a kept record, seconds")
     remembered_users_bytes: int = Field(
-        default=64 << 20, ge=0, description="users' last features kept for when Redis fails, bytes"
+        default=64 << 20,
+        ge=0,
+        description="users' features kept, until they change and for when Redis fails, bytes",
+    )
+    user_cache_ttl_s: int = Field(
+        default=0,
+        ge=0,
+        description="a kept user is not asked for again for so long unless Redis tells that it "
+        "changed, seconds; 0: asked for each time",
     )
     label_stream_entries: int = Field(
         default=1_000_000, ge=1, description="length of the label stream, entries"

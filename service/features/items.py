@@ -1,11 +1,13 @@
 """Item records kept in process: bounded in number and in age, absences included."""
 
+import math
 from collections.abc import Iterable
 from time import monotonic
 
 
 class ItemCache:
-    """At most `capacity` stored values by item id; each is forgotten `ttl_s` seconds after it came.
+    """At most `capacity` stored values by item id; each is asked for again `ttl_s` seconds after it
+    came, or once it has changed.
 
     The oldest leave first. None stands for an item that the store does not know.
     """
@@ -42,3 +44,8 @@ class ItemCache:
             self._values[item_id] = (now, value)
         while len(self._values) > self._capacity:
             del self._values[next(iter(self._values))]
+
+    def changed(self, item_id: int) -> None:
+        """Another value is stored now."""
+        if (entry := self._values.get(item_id)) is not None:
+            self._values[item_id] = (-math.inf, entry[1])

@@ -1,31 +1,77 @@
-"""What Redis said last of each user, for when it says nothing."""
+"""Users as Redis told of them last: served while nothing has changed, and when it says nothing."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
+from time import monotonic
 
-Values = Sequence[bytes | None]
+from model_def.batch import Rows
+
+
+@dataclass(frozen=True)
+class StoredUser:
+    """What is stored of a user, decoded: defaults and empty sequences for what is missing."""
+
+    stored_ms: int | None
+    """When the snapshot was taken; None without one."""
+    profile: Rows
+    lifelong: Rows
+    realtime: Rows
+    missing: Mapping[str, str]
+    """Reason by part."""
+
+
+@dataclass
+class _Entry:
+    user: StoredUser
+    size: int
+    read_at: float
+    current: bool
 
 
 class RememberedUsers:
-    """Stored values by user id, at most `capacity` bytes of them; who came last stays longest."""
+    """Users by key, at most `capacity` bytes of stored values; the least recently read leave.
 
-    def __init__(self, capacity: int):
-        self._capacity, self._bytes = capacity, 0
-        self._users: OrderedDict[str, Values] = OrderedDict()
+    A user is current until it is told that it changed, and at most for `ttl_s` seconds; then it
+    is remembered still, for when Redis fails.
+    """
 
-    def keep(self, user_id: str, values: Values) -> None:
-        """Remember what the store just said; a user that it does not know is none."""
-        self._bytes -= _size(self._users.pop(user_id, ()))
-        if any(values):
-            self._users[user_id] = values
-            self._bytes += _size(values)
+    def __init__(self, capacity: int, ttl_s: float):
+        self._capacity, self._ttl_s, self._bytes = capacity, ttl_s, 0
+        self._users: OrderedDict[str, _Entry] = OrderedDict()
+        self._current_since = 0.0
+
+    def keep(self, key: str, user: StoredUser, size: int) -> None:
+        """Remember what Redis just said, in `size` bytes; a user of no bytes is none."""
+        if (old := self._users.pop(key, None)) is not None:
+            self._bytes -= old.size
+        if not size:
+            return
+        self._users[key] = _Entry(user, size, monotonic(), current=True)
+        self._bytes += size
         while self._bytes > self._capacity:
-            self._bytes -= _size(self._users.popitem(last=False)[1])
+            self._bytes -= self._users.popitem(last=False)[1].size
 
-    def get(self, user_id: str) -> Values | None:
-        """What is remembered."""
-        return self._users.get(user_id)
+    def current(self, key: str) -> StoredUser | None:
+        """A user that Redis would tell the same of."""
+        entry = self._users.get(key)
+        if entry is None or not entry.current or entry.read_at < self._current_since:
+            return None
+        if monotonic() - entry.read_at >= self._ttl_s:
+            return None
+        self._users.move_to_end(key)
+        return entry.user
 
+    def get(self, key: str) -> StoredUser | None:
+        """A user as it was last, however long ago."""
+        entry = self._users.get(key)
+        return None if entry is None else entry.user
 
-def _size(values: Values) -> int:
-    return sum(len(value) for value in values if value)
+    def changed(self, key: str) -> None:
+        """Another value is stored now."""
+        if (entry := self._users.get(key)) is not None:
+            entry.current = False
+
+    def any_changed(self) -> None:
+        """Any value may be another now."""
+        self._current_since = monotonic()

@@ -1,14 +1,16 @@
 """Features of users and items in Redis: one MGET a request, one script to append behaviour.
 
-Reading never fails. When Redis does, what it said of the user last is used again; a part that is
-absent, unreadable or out of reach becomes its default. Either is named. Writing raises
-DependencyFailed unless Redis has acknowledged it.
+A user that was read lately is served from memory until Redis tells that it has changed. Reading
+never fails: when Redis does, what it said of the user last is used again; a part that is absent,
+unreadable or out of reach becomes its default. Either is named. Writing raises DependencyFailed
+unless Redis has acknowledged it.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from importlib.resources import files
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 from urllib.parse import quote
 
 import numpy as np
@@ -28,9 +30,12 @@ from service.deadline import Deadline
 from service.errors import DependencyFailed
 from service.features.codec import ItemCodec, LogCodec, TableCodec, Unreadable
 from service.features.items import ItemCache
-from service.features.remembered import RememberedUsers, Values
+from service.features.reader import Reader, Values
+from service.features.remembered import RememberedUsers, StoredUser
 from service.rank import Floats, RankRequest, UserFeatures
 from service.settings import StoreSettings
+
+Taken = TypeVar("Taken")
 
 PARTS = {"profile": "profile", "lifelong": "static", "realtime": "rt"}
 """Of a user's features, each with its part of a key."""
@@ -70,7 +75,12 @@ async def connect_ahead(redis: "Redis", count: int, deadline: Deadline) -> bool:
 
 def key(schema: FeatureSchema, part: str, name: str | int) -> str:
     """`mtgr:schema:part:{name}`; the braces make a user's keys one slot of a cluster."""
-    return f"mtgr:{schema.name}:{part}:{{{quote(str(name), safe='')}}}"
+    return f"mtgr:{schema.name}:{part}:{{{quoted(name)}}}"
+
+
+def quoted(name: str | int) -> str:
+    """A name as it stands in keys, without the signs that divide them."""
+    return quote(str(name), safe="")
 
 
 class FeatureStore:
@@ -87,7 +97,10 @@ class FeatureStore:
         self._redis, self._schema = redis, schema
         self.settings = settings
         self._breaker = breaker or Breaker("redis")
-        self._remembered = RememberedUsers(settings.remembered_users_bytes)
+        self._remembered = RememberedUsers(
+            settings.remembered_users_bytes, settings.user_cache_ttl_s
+        )
+        self.reader = Reader(redis.connection_pool, self._changed)
         layouts, layout_hash = schema.layouts, schema.layout_hash
         self._profile = TableCodec(layouts["profile"], layout_hash)
         self._lifelong = TableCodec(layouts["lifelong"], layout_hash)
@@ -99,6 +112,7 @@ class FeatureStore:
         )
         self._no_profile = empty_rows(layouts["profile"], 1)
         self._no_lifelong = empty_rows(layouts["lifelong"])
+        self._stranger = self._decode([None] * len(PARTS))
         self._places = {
             feature.name: (carrier, position, getattr(layouts["item"], carrier).index(feature))
             for carrier in ("ids", "categories", "numbers")
@@ -108,41 +122,67 @@ class FeatureStore:
 
     async def user(self, user_id: str, time_ms: int, deadline: Deadline) -> UserFeatures:
         """Everything known of a user, in one round trip."""
-        keys = [key(self._schema, part, user_id) for part in PARTS.values()]
-        missing: dict[str, str] = {}
-        try:
-            values: Values = await self._values(keys, deadline)
-            self._remembered.keep(user_id, values)
-        except DependencyFailed as failure:
-            remembered = self._remembered.get(user_id)
-            values = remembered or [None] * len(PARTS)
-            missing = dict.fromkeys(PARTS, "remembered" if remembered else failure.reason)
+        name = quoted(user_id)
+        stored = self._remembered.current(name)
+        missing: Mapping[str, str] = {} if stored is None else stored.missing
+        if stored is None:
+            keys = [key(self._schema, part, user_id) for part in PARTS.values()]
+            try:
+                stored = await self._values(keys, deadline, partial(self._take, name))
+                missing = stored.missing
+            except DependencyFailed as failure:
+                stored = self._remembered.get(name)
+                missing = dict.fromkeys(PARTS, "remembered" if stored else failure.reason)
+                stored = stored or self._stranger
+        snapshot_ms = stored.stored_ms
+        if snapshot_ms is None:
+            # A user without a snapshot begins just before the first event that is known of them.
+            times = stored.realtime["time_ms"]
+            snapshot_ms = int(times.min()) - 1 if len(times) else time_ms
+        return UserFeatures(
+            snapshot_ms=snapshot_ms,
+            stored_ms=stored.stored_ms,
+            profile=stored.profile,
+            lifelong=stored.lifelong,
+            realtime=stored.realtime,
+            missing=missing,
+        )
 
+    def _take(self, name: str, values: Values) -> StoredUser:
+        """A user's stored values decoded, and remembered."""
+        user = self._decode(values)
+        self._remembered.keep(name, user, sum(len(value) for value in values if value))
+        return user
+
+    def _decode(self, values: Values) -> StoredUser:
+        missing: dict[str, str] = {}
         stored: list[int] = []
         profile, lifelong = self._no_profile, self._no_lifelong
         try:
             at_ms, profile = self._profile.decode(values[0])
             stored.append(at_ms)
         except Unreadable as unreadable:
-            missing.setdefault("profile", unreadable.reason)
+            missing["profile"] = unreadable.reason
         try:
             at_ms, lifelong = self._lifelong.decode(values[1])
             stored.append(at_ms)
         except Unreadable as unreadable:
-            missing.setdefault("lifelong", unreadable.reason)
+            missing["lifelong"] = unreadable.reason
         realtime, damage = self._realtime.decode(values[2])
         if damage:
             missing["realtime"] = damage
-        # Without a snapshot, a user begins just before the first event that is known of them.
-        first_ms = int(realtime["time_ms"].min()) - 1 if len(realtime) else time_ms
-        return UserFeatures(
-            snapshot_ms=max(stored, default=first_ms),
-            stored_ms=max(stored, default=None),
-            profile=profile,
-            lifelong=lifelong,
-            realtime=realtime,
-            missing=missing,
-        )
+        return StoredUser(max(stored, default=None), profile, lifelong, realtime, missing)
+
+    def _changed(self, changed: bytes | None) -> None:
+        """A key, or any where None, holds another value than it did."""
+        if changed is None:
+            self._remembered.any_changed()
+            return
+        _, _, part, name = changed.decode().split(":")
+        if part == "item":
+            self._cache.changed(int(name[1:-1]))
+        else:
+            self._remembered.changed(name[1:-1])
 
     async def complete(
         self, request: RankRequest, deadline: Deadline
@@ -175,9 +215,7 @@ class FeatureStore:
         if unknown:
             try:
                 keys = [key(self._schema, "item", item_id) for item_id in unknown]
-                fresh = dict(zip(unknown, await self._values(keys, deadline), strict=True))
-                self._cache.keep(fresh)
-                values |= fresh
+                values |= await self._values(keys, deadline, partial(self._take_items, unknown))
             except DependencyFailed as failure:
                 why = failure.reason
                 values |= self._cache.outdated(unknown)
@@ -194,6 +232,11 @@ class FeatureStore:
             why = "corrupt" if not good.all() else "truncated" if torn else "absent"
         return records, known, why
 
+    def _take_items(self, item_ids: Sequence[int], values: Values) -> dict[int, bytes | None]:
+        fresh = dict(zip(item_ids, values, strict=True))
+        self._cache.keep(fresh)
+        return fresh
+
     async def put_user(
         self, user_id: str, snapshot_ms: int, profile: Rows, lifelong: Rows, deadline: Deadline
     ) -> int:
@@ -204,6 +247,7 @@ class FeatureStore:
             key(self._schema, "static", user_id): self._lifelong.encode(snapshot_ms, kept),
         }
         await self._tell(lambda: self._redis.mset(values), deadline)
+        self._remembered.changed(quoted(user_id))
         return len(kept)
 
     async def append(self, user_id: str, events: Rows, deadline: Deadline) -> int:
@@ -218,7 +262,9 @@ class FeatureStore:
             *self._realtime.encode(events),
         ]
         keys = [key(self._schema, "rt", user_id)]
-        return int(await self._tell(lambda: self._append(keys, arguments), deadline))
+        new = int(await self._tell(lambda: self._append(keys, arguments), deadline))
+        self._remembered.changed(quoted(user_id))
+        return new
 
     async def put_items(self, items: Rows, popularity: Floats, deadline: Deadline) -> None:
         """Replace the records of items (rows of the `item` layout, `item_id` among them)."""
@@ -241,18 +287,14 @@ class FeatureStore:
             pipeline.xadd(stream, cast(Any, entry), maxlen=most, approximate=True)
         await self._tell(pipeline.execute, deadline)
 
-    async def _values(self, keys: Sequence[str], deadline: Deadline) -> list[bytes | None]:
-        """One MGET; whatever is not its answer is an error of the server."""
+    async def _values(
+        self, keys: Sequence[str], deadline: Deadline, take: Callable[[Values], Taken]
+    ) -> Taken:
+        """What `take` makes of the keys' values, read at once."""
         deadline = deadline.within(self.settings.redis_timeout_ms / 1e3)
         with self._breaker.call(deadline):
-            values = await self._do(lambda: self._redis.mget(keys), deadline)
-            if (
-                not isinstance(values, list)
-                or len(values) != len(keys)
-                or not all(value is None or isinstance(value, bytes) for value in values)
-            ):
-                raise DependencyFailed("redis", "error")
-            return values
+            taken: Taken = await self._do(lambda: self.reader.mget(keys, take), deadline)
+            return taken
 
     async def _tell(self, command: Callable[[], Any], deadline: Deadline) -> Any:
         self._breaker.check()

@@ -148,6 +148,8 @@ class Gateway:
             await asyncio.gather(*tasks, return_exceptions=True)
             for switcher in self.switchers.values():
                 await switcher.close()
+            for served in self.scenes.served.values():
+                served.features.reader.close()
             await self._redis.aclose()
             if self.request_log is not None:
                 await asyncio.to_thread(self.request_log.close)
