@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Query
 from fastapi.openapi.utils import get_openapi
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic.json_schema import models_json_schema
@@ -36,6 +36,12 @@ Candidates are a list of objects or one object of columns; in MessagePack a nume
 `{"dtype": "<f4", "data": bin}`, little-endian, dtype one of `<f2 <f4 <f8 u1 <i4 <i8`.
 Item features left out are taken from the item's record in Redis."""
 
+EXPLAIN = Query(
+    default=False,
+    description="say for each item what the model saw and what each cross feature was worth: "
+    "one more run of the engine",
+)
+
 ERRORS: dict[int | str, dict[str, Any]] = {
     422: {"model": ErrorAnswer, "description": "Invalid: the field's path and what was expected"},
     413: {"model": ErrorAnswer, "description": "The body is too large"},
@@ -65,7 +71,7 @@ def create_app(gateway: Gateway) -> FastAPI:
 
 def _add_work(app: FastAPI, gateway: Gateway) -> None:
     @app.post(RANK, responses={200: {"model": RankAnswer}, **ERRORS})
-    async def rank(request: Request) -> Response:
+    async def rank(request: Request, explain: bool = EXPLAIN) -> Response:
         """Rank candidates for a user. `Server-Timing` tells where the time went."""
         return await endpoints.rank_candidates(gateway, request)
 

@@ -8,9 +8,10 @@ from starlette.responses import Response
 
 from service.deadline import Deadline, Stages
 from service.errors import Expired, InvalidRequest
+from service.explain import explain
 from service.http.body import answer_format, body_format, read_body, told_patience_ms
 from service.http.gateway import Gateway, now_ms
-from service.http.replies import EventsAnswer, UserAnswer, rank_answer, reply
+from service.http.replies import EventsAnswer, UserAnswer, explained, rank_answer, reply
 from service.http.validate import behaviour, deadline_ms, rank_request, user_snapshot
 from service.http.wire import peek_deadline_ms
 from service.rank import rank
@@ -21,6 +22,7 @@ USERS = "/v1/users/"
 async def rank_candidates(gateway: Gateway, request: Request) -> Response:
     """`POST /v1/rank`."""
     stages = Stages()
+    explaining = wants_explanation(request)
     caller, start = gateway.caller(request.scope)
     gateway.require_loaded()
     told_ms = told_patience_ms(request)
@@ -50,8 +52,13 @@ async def rank_candidates(gateway: Gateway, request: Request) -> Response:
             request.state.request_id = checked.request_id
             stages.mark("validate")
             ranked = await rank(checked, model, scene.served.features, deadline, stages)
+            answer = rank_answer(checked.request_id, model.version, ranked)
+            if explaining:
+                most = gateway.limits.max_candidates
+                explanation = await explain(checked, ranked, model, deadline, most)
+                answer.explanation = explained(explanation, stages)
+                stages.mark("explain")
 
-        answer = rank_answer(checked.request_id, model.version, ranked)
         response = reply(answer, answer_format(request, format))
         stages.mark("encode")
     response.headers["server-timing"] = stages.server_timing()
@@ -59,6 +66,16 @@ async def rank_candidates(gateway: Gateway, request: Request) -> Response:
     gateway.observe(scene, ranked, len(checked.item_ids), stages, late)
     gateway.record(scene, model, checked, ranked, stages)
     return response
+
+
+def wants_explanation(request: Request) -> bool:
+    """Whether the query has `explain=true`; raises InvalidRequest for another value."""
+    if not request.scope["query_string"]:
+        return False
+    told = request.query_params.get("explain", "false")
+    if told not in ("true", "false"):
+        raise InvalidRequest(f"got {told[:32]!r}", path="query.explain", expected="true or false")
+    return told == "true"
 
 
 async def take_events(gateway: Gateway, request: Request) -> Response:

@@ -5,10 +5,13 @@ from typing import Annotated, Any, Literal, cast
 
 import msgspec
 import numpy as np
+from msgspec import UNSET, UnsetType
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
+from service.deadline import Stages
 from service.errors import ServiceError
+from service.explain import Explanation
 from service.http.wire import Formats
 from service.rank import Floats, RankedItems
 
@@ -34,6 +37,30 @@ class RankedItem(Document):
     ctcvr: float | None = Field(description="probability of click and order, if the model ranked")
 
 
+class ItemExplanation(Document):
+    """Why an item stands where it does."""
+
+    features: dict[str, float] = Field(description="as the model saw them: joined, with defaults")
+    without: dict[str, float] | None = Field(
+        description="change of the score when a cross feature is taken out, by feature"
+    )
+
+
+class RankExplanation(Document):
+    """What the answer was made of; only where `?explain=true` asks for it."""
+
+    stages_ms: dict[str, float] = Field(description="milliseconds by stage, up to explaining")
+    tokens: dict[str, int] = Field(description="profile, lifelong, realtime, candidate")
+    profile: dict[str, float]
+    context: dict[str, float]
+    neutral: dict[str, float] = Field(
+        description="what stands in for a cross feature that is taken out: its default; without "
+        "one, 0 of an id or category, the median over the candidates of a number"
+    )
+    why_not: str | None = Field(description="why nothing could be taken out")
+    items: list[ItemExplanation] = Field(description="in the order of the answer's items")
+
+
 class RankAnswer(Document):
     """The ranked list, best first."""
 
@@ -50,6 +77,7 @@ class RankAnswer(Document):
         "stale (too old for the scene) and remembered (Redis failed, its last answer) were used"
     )
     items: list[RankedItem]
+    explanation: RankExplanation | None = Field(default=None, description="with ?explain=true")
 
 
 class EventsAnswer(Document):
@@ -101,6 +129,7 @@ class Answer(msgspec.Struct, gc=False):
     ranked_by: str
     missing: Any
     items: list[Item]
+    explanation: dict[str, Any] | UnsetType = UNSET
 
 
 def rank_answer(request_id: str, version: str, ranked: RankedItems) -> Answer:
@@ -118,6 +147,24 @@ def rank_answer(request_id: str, version: str, ranked: RankedItems) -> Answer:
         missing=ranked.missing,
         items=list(items),
     )
+
+
+def explained(explanation: Explanation, stages: Stages) -> dict[str, Any]:
+    """RankExplanation as it is encoded."""
+    nothing: tuple[None, ...] = (None,) * len(explanation.features)
+    without = (*explanation.without, *nothing)[: len(nothing)]
+    return {
+        "stages_ms": {stage: 1e3 * taken for stage, taken in stages.seconds.items()},
+        "tokens": explanation.tokens,
+        "profile": explanation.profile,
+        "context": explanation.context,
+        "neutral": explanation.neutral,
+        "why_not": explanation.why_not,
+        "items": [
+            {"features": features, "without": changes}
+            for features, changes in zip(explanation.features, without, strict=True)
+        ],
+    }
 
 
 def encode(answer: Any, format: Formats) -> bytes:
