@@ -36,12 +36,6 @@ def answer_format(request: Request, body: Formats) -> Formats:
     return "json" if "application/json" in accept else body
 
 
-def told_patience_ms(request: Request) -> int | None:
-    """How long the caller waits, as an Envoy on its way tells before the body is read."""
-    told = request.headers.get("x-envoy-expected-rq-timeout-ms", "")
-    return int(told) if told.isascii() and told.isdigit() and len(told) < 10 else None
-
-
 async def read_body(request: Request, limit: int) -> bytes:
     """The whole body; raises TooLarge as soon as it is known to exceed `limit` bytes."""
     declared = request.headers.get("content-length", "")

@@ -9,10 +9,17 @@ from a whole close, and the work of callers that are gone is dropped.
 """
 
 from asyncio import BaseTransport
+from collections.abc import Sequence
 from time import monotonic
 from typing import Any, cast
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from starlette.responses import Response
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from service.errors import (
     HeadTooLarge,
@@ -24,6 +31,7 @@ from service.errors import (
     TooSlow,
 )
 from service.http.gateway import Gateway
+from service.http.hot_path import refusal
 from service.http.replies import error_reply
 from service.metrics import NO_SCENE
 
@@ -99,6 +107,28 @@ class Connection(HttpToolsProtocol):
         self._idle_since = monotonic()
         super().on_response_complete()
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        """As uvicorn does, but what is refused by its head needs no task, so that it neither waits
+        for those of others nor costs much; its body is read past."""
+        response = refusal(self._gateway, cast(Any, cycle.scope))
+        if response is None:
+            super()._start_asgi_task(cycle, app)
+            return
+        headers = [*self.server_state.default_headers, *response.raw_headers]
+        if not cycle.keep_alive:
+            headers.append((b"connection", b"close"))
+        self._write(response, headers)
+        cycle.response_started = cycle.response_complete = True
+        if not cycle.keep_alive:
+            self.transport.close()
+        self.on_response_complete()
+
+    def _write(self, response: Response, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        head = [b"%b: %b\r\n" % header for header in headers]
+        self.transport.write(
+            b"".join([STATUS_LINE[response.status_code], *head, b"\r\n", bytes(response.body)])
+        )
+
     @property
     def idle(self) -> bool:
         """Whether no request is being read or answered."""
@@ -138,11 +168,7 @@ class Connection(HttpToolsProtocol):
         counter = self._gateway.metrics.invalid if invalid else self._gateway.metrics.refused
         counter.labels(NO_SCENE, error.type).inc()
         response = error_reply(error)
-        head = [b"%b: %b\r\n" % header for header in response.raw_headers]
-        self.transport.write(
-            b"".join([STATUS_LINE[error.status], *head, b"connection: close\r\n\r\n"])
-            + bytes(response.body)
-        )
+        self._write(response, [*response.raw_headers, (b"connection", b"close")])
         if busy:  # whoever waits for the rest of its body learns that it will not come
             self.cycle.disconnected = True
             self.cycle.message_event.set()

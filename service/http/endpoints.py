@@ -9,7 +9,7 @@ from starlette.responses import Response
 from service.deadline import Deadline, Stages
 from service.errors import Expired, InvalidRequest
 from service.explain import explain
-from service.http.body import answer_format, body_format, read_body, told_patience_ms
+from service.http.body import answer_format, body_format, read_body
 from service.http.gateway import Gateway, now_ms
 from service.http.replies import EventsAnswer, UserAnswer, explained, rank_answer, reply
 from service.http.validate import behaviour, deadline_ms, rank_request, user_snapshot
@@ -20,13 +20,10 @@ USERS = "/v1/users/"
 
 
 async def rank_candidates(gateway: Gateway, request: Request) -> Response:
-    """`POST /v1/rank`."""
+    """`POST /v1/rank`, of a request that `admit` let in."""
     stages = Stages()
     explaining = wants_explanation(request)
-    caller, start = gateway.caller(request.scope)
-    gateway.require_loaded()
-    told_ms = told_patience_ms(request)
-    gateway.admission.check(caller, gateway.deadline(start, told_ms))
+    caller, start, told_ms = request.state.arrival
     format = body_format(request)
     body = await read_body(request, gateway.settings.max_body_bytes)
     stages.mark("read")

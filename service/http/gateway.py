@@ -5,7 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from time import monotonic, time
-from typing import Any
+from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
 
@@ -35,6 +35,19 @@ CONNECTIONS_AHEAD = 8
 
 FIRST_RETRY_S, LAST_RETRY_S = 0.25, 8.0
 """Between two attempts to start an engine that lies beyond this process, doubling."""
+
+
+PATIENCE_HEADER = b"x-envoy-expected-rq-timeout-ms"
+"""How long a caller waits, as an Envoy on its way tells before the body is read."""
+
+
+class Arrival(NamedTuple):
+    """What the head of a request told."""
+
+    caller: str
+    start: float
+    """When it came, on the monotonic clock, or earlier."""
+    patience_ms: int | None
 
 
 class Gateway:
@@ -92,12 +105,25 @@ class Gateway:
             problems = "; ".join(self._problems.values())
             raise NotReady(problems or "engines are loading", retry_after_s=1)
 
-    def caller(self, scope: Mapping[str, Any]) -> tuple[str, float]:
-        """Who sent a request, and when it may have come, on the monotonic clock: the loop may have
-        been busy then. Raises Unauthorized or RateLimited."""
+    def caller(self, scope: Mapping[str, Any]) -> str:
+        """Who sent a request; raises Unauthorized or RateLimited."""
+        return self._identify(dict(scope["headers"]), scope)
+
+    def admit(self, scope: Mapping[str, Any]) -> Arrival:
+        """Refuse a ranking request by its head, before anything is spent on it. Raises
+        Unauthorized, NotReady or Overloaded."""
+        start = monotonic() - self.lag()  # for so long it may have lain in its socket
+        headers = dict(scope["headers"])
+        caller = self._identify(headers, scope)
+        self.require_loaded()
+        told = headers.get(PATIENCE_HEADER, b"")
+        patience_ms = int(told) if told.isdigit() and len(told) < 10 else None
+        self.admission.check(caller, self.deadline(start, patience_ms))
+        return Arrival(caller, start, patience_ms)
+
+    def _identify(self, headers: Mapping[bytes, bytes], scope: Mapping[str, Any]) -> str:
         client = scope["client"]
-        address = client[0] if client else ""
-        return self._callers.identify(dict(scope["headers"]), address), monotonic() - self.lag()
+        return self._callers.identify(headers, client[0] if client else "")
 
     def deadline(self, start: float, patience_ms: int | None) -> Deadline:
         """When the work on a request that came at `start` must be done, so that its answer can

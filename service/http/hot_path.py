@@ -19,6 +19,19 @@ RANK = "/v1/rank"
 Expected = ServiceError | ClientDisconnect
 
 
+def refusal(gateway: Gateway, scope: Scope) -> Response | None:
+    """The answer to a ranking request that is refused by its head; otherwise what the head told is
+    kept for the endpoint."""
+    if scope["path"] != RANK or scope["method"] != "POST":
+        return None
+    try:
+        scope["state"]["arrival"] = gateway.admit(scope)
+    except ServiceError as error:
+        gateway.metrics.refused.labels(NO_SCENE, error.type).inc()
+        return error_reply(error)
+    return None
+
+
 class HotPath:
     """Pure ASGI middleware: answers ranking requests itself and passes the others on."""
 
