@@ -104,8 +104,9 @@ def show(label: str, run: Run) -> None:
     counts = ", ".join(f"{count} {name}" for name, count in run.outcomes.items() if count)
     print(  # noqa: T201  # a benchmark's output
         f"      {label}: {run.rate_per_s:.0f}/s sent, {run.goodput_per_s:.0f}/s answered "
-        f"({counts}); served {_told(run.latency)}; refused {_told(run.refusals)}; {run.reasons}; generator's "
-        f"lag p99 {run.generator.lag_p99_ms:.1f} ms, {run.generator.cpu_share:.0%} of a core"
+        f"({counts}); served {_told(run.latency)}; refused {_told(run.refusals)}; "
+        f"{run.reasons}; generator's lag p99 {run.generator.lag_p99_ms:.1f} ms, "
+        f"{run.generator.cpu_share:.0%} of a core"
     )
 
 
@@ -118,7 +119,7 @@ def bottleneck(name: str, redis_url: str, rate: float, least: float) -> list[boo
     traffic = Traffic(read_material(MARKETPLACE), MIX)
     with gateway(redis_url, rate) as url:
         measure(url, traffic, Stage(3, 100))  # warm
-        bounds = Bounds(low=100, high=8000, resolution=0.08, repeats=1)
+        bounds = Bounds(low=200, high=8000, resolution=0.1, repeats=1)
         found = search(lambda at: measure(url, traffic, Stage(4, at)), bounds)
         capacity = found.rate or bounds.low
         peak = max(run.goodput_per_s for _, run in found.trials)

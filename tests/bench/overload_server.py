@@ -64,7 +64,7 @@ def main(port: int, redis_url: str, rate: float) -> None:
         Settings(
             models={"home": ModelSettings(package=Path(DEMO))}, port=port, redis_url=redis_url
         ),
-        open_model,
+        open_model=open_model,
     )
 
 
