@@ -9,7 +9,8 @@ PROMETHEUS := build/prometheus/usr/bin
 export PATH := $(PATH):$(CURDIR)/$(PROMETHEUS)
 
 .PHONY: dashboards observability
-.PHONY: demo demo-stop train-demo test bench fuzz soak lint format demo-package clean
+.PHONY: demo demo-stop train-demo test bench bench-overload bench-faults fuzz soak lint
+.PHONY: format demo-package clean
 
 demo: $(VENV)/.base          ## serve the demo package with its users, print a ranked table
 	$(RUN)/mtgr demo
@@ -48,6 +49,12 @@ fuzz: $(VENV)/.dev           ## 100,000 cases of each target: bodies, records, t
 
 soak: $(VENV)/.dev           ## MINUTES at 0.6 x capacity with bursts, reloads and faults
 	$(RUN)/python -m tests.bench.soak --minutes $(MINUTES)
+
+bench-overload: $(VENV)/.dev ## three times the load that can be answered, 5 minutes
+	$(RUN)/python -m tests.bench.overload
+
+bench-faults: $(VENV)/.dev   ## the fault table: every dependency failing in every way, 5 minutes
+	$(RUN)/python -m tests.bench.faults
 
 lint: $(VENV)/.dev
 	$(RUN)/ruff check .
