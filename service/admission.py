@@ -42,14 +42,14 @@ class Admission:
 
     def wait_s(self) -> float:
         """Estimated seconds until a request that came now would get its turn."""
-        return 0.0 if self._free() else (self.waiting + 1) * self._between_s()
+        return 0.0 if self.free else (self.waiting + 1) * self._between_s()
 
     def check(self, caller: str, deadline: Deadline) -> None:
         """Raises Overloaded where a request that came now could not be answered in time, or where
         its caller has as many waiting as there is room left. Costs microseconds."""
         if not deadline.left():
             raise Expired("the deadline passed before the request was read", retry_after_s=1)
-        if self._free():
+        if self.free:
             return
         self.limit.reached()
         room = self._room(deadline)
@@ -67,7 +67,7 @@ class Admission:
         Raises Overloaded as `check` does, and Expired where its turn did not come in time.
         """
         self.check(caller, deadline)
-        waited = not self._free()
+        waited = not self.free
         if waited:
             await self._wait(caller, deadline)
         else:
@@ -81,7 +81,8 @@ class Admission:
             self.limit.observe(taken, beside)
             self._leave()
 
-    def _free(self) -> bool:
+    @property
+    def free(self) -> bool:
         """Whether a request that comes now need not wait."""
         return self.in_flight < self.limit() and not self._queue
 

@@ -7,8 +7,10 @@ alerts may name nothing else.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from platform import python_version
+from typing import TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -52,6 +54,15 @@ class Entry:
     labels: tuple[str, ...]
 
 
+Metric = TypeVar("Metric", Counter, Histogram)
+
+
+def remembering(metric: Metric) -> Metric:
+    """The metric, each of its children looked up once: `labels` costs more than counting."""
+    metric.labels = cache(metric.labels)  # type: ignore[method-assign]  # the same, remembered
+    return metric
+
+
 class Catalogue:
     """Makes metrics on a registry of its own, and knows what each of them is."""
 
@@ -63,7 +74,7 @@ class Catalogue:
     def counter(self, name: str, unit: str, meaning: str, *labels: str) -> Counter:
         """Exported as `name`_total."""
         self.entries.append(Entry(f"{name}_total", "counter", unit, meaning, labels))
-        return Counter(name, meaning, labels, registry=self.registry)
+        return remembering(Counter(name, meaning, labels, registry=self.registry))
 
     def gauge(self, name: str, unit: str, meaning: str, *labels: str) -> Gauge:
         """A value that goes up and down; 1 for a fact in its labels (unit "info")."""
@@ -75,7 +86,9 @@ class Catalogue:
     ) -> Histogram:
         """Exported as `name`_bucket, `name`_sum and `name`_count."""
         self.entries.append(Entry(name, "histogram", unit, meaning, labels))
-        return Histogram(name, meaning, labels, registry=self.registry, buckets=buckets)
+        return remembering(
+            Histogram(name, meaning, labels, registry=self.registry, buckets=buckets)
+        )
 
 
 class Metrics:

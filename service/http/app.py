@@ -11,6 +11,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import ASGIApp
 
 from service.errors import ServiceError
 from service.http import endpoints
@@ -51,7 +52,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def create_app(gateway: Gateway) -> FastAPI:
+def create_app(gateway: Gateway) -> ASGIApp:
     """The application; the gateway starts and stops with it."""
 
     @asynccontextmanager
@@ -63,10 +64,9 @@ def create_app(gateway: Gateway) -> FastAPI:
     _add_work(app, gateway)
     _add_operations(app, gateway)
     _add_errors(app, gateway)
-    app.add_middleware(HotPath, gateway=gateway)
-    app.add_middleware(BugGuard, gateway=gateway)
     app.openapi = lambda: _openapi(app, gateway)  # type: ignore[method-assign]
-    return app
+    # Around FastAPI, not in it: its own outer layers are not for ranking requests to pass.
+    return BugGuard(HotPath(app, gateway), gateway)
 
 
 def _add_work(app: FastAPI, gateway: Gateway) -> None:

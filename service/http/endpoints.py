@@ -28,7 +28,8 @@ async def rank_candidates(gateway: Gateway, request: Request) -> Response:
     body = await read_body(request, gateway.settings.max_body_bytes)
     stages.mark("read")
 
-    told_ms = peek_deadline_ms(body, format) or told_ms
+    if not gateway.admission.free:  # who waits is called by slack, so the body is read for it
+        told_ms = peek_deadline_ms(body, format) or told_ms
     async with gateway.admission.turn(caller, gateway.deadline(start, told_ms)) as waited:
         if waited and await request.is_disconnected():
             raise ClientDisconnect
@@ -43,8 +44,9 @@ async def rank_candidates(gateway: Gateway, request: Request) -> Response:
         if not deadline.left():
             raise Expired("the deadline passed before the request was worked on", retry_after_s=1)
         with scene.hold() as model:
+            request_id = uuid4().hex if wire.request_id is None else ""
             checked = rank_request(
-                wire, model.schema, gateway.limits, now_ms(), uuid4().hex, scene.top_k
+                wire, model.schema, gateway.limits, now_ms(), request_id, scene.top_k
             )
             request.state.request_id = checked.request_id
             stages.mark("validate")
