@@ -9,7 +9,7 @@ PROMETHEUS := build/prometheus/usr/bin
 export PATH := $(PATH):$(CURDIR)/$(PROMETHEUS)
 
 .PHONY: dashboards observability
-.PHONY: demo demo-stop train-demo test bench bench-overload bench-faults fuzz soak lint
+.PHONY: demo demo-stop train-demo loop test bench bench-overload bench-faults fuzz soak lint
 .PHONY: format demo-package clean
 
 demo: $(VENV)/.base          ## serve the demo package with its users, print a ranked table
@@ -23,6 +23,9 @@ train-demo: $(VENV)/.dev     ## the same from nothing: simulate, train, build, s
 	$(RUN)/mtgr train var/train-demo/logs var/train-demo/checkpoint
 	$(RUN)/mtgr build var/train-demo/checkpoint var/train-demo/package
 	$(RUN)/mtgr demo --package var/train-demo/package
+
+loop: $(VENV)/.dev           ## serve, join, train, build, promote, serve better: regret by round
+	$(RUN)/mtgr loop
 
 demo-package: $(VENV)/.dev   ## make the package that `make demo` serves
 	$(RUN)/mtgr simulate var/demo-package/logs

@@ -37,6 +37,7 @@ COMMANDS = {
     "traffic": ("service.traffic:traffic", "", "Send the demo's users to a gateway."),
     "dashboards": ("service.observability.cli:dashboards", "observe", "Watch a live gateway."),
     "load": ("loadtest.cli:load", "load", "Load tests over HTTP, with reports."),
+    "loop": ("service.loop:loop", "build", "Serve, learn from it, serve better: a whole loop."),
     "demo": ("service.demo:demo", "", "Serve the demo package with its users; rank for one."),
 }
 """Name -> where it is, the extra it needs beyond the base install, and what it does."""

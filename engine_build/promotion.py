@@ -36,7 +36,9 @@ class Thresholds(Frozen):
     max_gauc_loss: float = Field(default=1e-3, description="of any task, by user or by request")
     max_ne_rise: float = Field(default=0.01, description="of any task's normalized entropy")
     max_miscalibration: float = Field(
-        default=0.2, ge=0, description="of predicted over actual, from 1, of any task"
+        default=0.2,
+        ge=0,
+        description="0.2: predicted within a factor 1.2 of actual, or nearer than serving's",
     )
     max_psi: float = Field(
         default=0.25, ge=0, description="population stability index of any scene's scores"
@@ -96,10 +98,11 @@ def _objections_to_task(task: str, old: Quality, new: Quality, limits: Threshold
             f"{task}: NE {new.normalized_entropy:.4f}, serving has {old.normalized_entropy:.4f}, "
             f"and may rise at most {limits.max_ne_rise:g}"
         )
-    if not abs(new.calibration - 1) <= limits.max_miscalibration:
+    off, before = (abs(math.log(q.calibration)) for q in (new, old))
+    if off > max(math.log1p(limits.max_miscalibration), before):
         reasons.append(
-            f"{task}: predicts {new.calibration:.3f} of what happens, may be off by "
-            f"{limits.max_miscalibration:g}"
+            f"{task}: predicts {new.calibration:.3f} of what happens, serving {old.calibration:.3f}"
+            f", and may be off by a factor {1 + limits.max_miscalibration:g}"
         )
     return reasons
 

@@ -68,15 +68,19 @@ def start_server(package: Path, port: int) -> subprocess.Popen[bytes]:
     """Start `mtgr serve` on its own, with a fresh Redis server in the demo's state directory."""
     REDIS.mkdir(parents=True, exist_ok=True)
     models = json.dumps({SCENE: {"package": str(package), "threads": os.cpu_count()}})
-    command = [sys.executable, "-m", "mtgr", "serve", "--models", models]
-    command += ["--port", str(port), "--redis-dir", str(REDIS)]
-    with LOG.open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    process = launch(LOG, "--models", models, "--port", str(port), "--redis-dir", str(REDIS))
     PID.write_text(str(process.pid))
     return process
 
 
-def await_ready(server: subprocess.Popen[bytes], url: str) -> None:
+def launch(log: Path, *flags: str) -> subprocess.Popen[bytes]:
+    """`mtgr serve` in a process that outlives this one, writing to `log`."""
+    command = [sys.executable, "-m", "mtgr", "serve", *flags]
+    with log.open("wb") as file:
+        return subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
+
+
+def await_ready(server: subprocess.Popen[bytes], url: str, log: Path = LOG) -> None:
     """Ask until the engines are loaded, verified and warm; a dead server's log says why."""
     until = monotonic() + PATIENCE_S
     while monotonic() < until and server.poll() is None:
@@ -86,7 +90,7 @@ def await_ready(server: subprocess.Popen[bytes], url: str) -> None:
         except httpx.TransportError:
             pass  # not listening yet
         sleep(LOOK_EVERY_S)
-    raise click.ClickException(f"the server did not become ready:\n{LOG.read_text()[-2000:]}")
+    raise click.ClickException(f"the server did not become ready:\n{log.read_text()[-2000:]}")
 
 
 async def load(past: Past, redis_url: str) -> None:

@@ -1,11 +1,11 @@
 """Requests of the simulated marketplace, and what users do with the answers.
 
 One day is: sessions of a few requests, minutes apart; what is clicked in one request is real-time
-behaviour in the next. `session` shows all that recall found; a caller that ranks (demo, load,
-closed loop) passes what it showed to `Traffic.react` itself.
+behaviour in the next. `session` shows all that recall found, unless its caller ranks and shows
+some (the closed loop).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -57,6 +57,15 @@ class Reaction:
     order: NDArray[np.int8]
     ctr: Floats
     ctcvr: Floats
+
+
+Show = Callable[[Asked], Ints]
+"""Positions of the candidates that are shown."""
+
+
+def everything(asked: Asked) -> Ints:
+    """All that recall found."""
+    return np.arange(len(asked.items))
 
 
 class Traffic:
@@ -114,15 +123,15 @@ class Traffic:
         return sorted(zip(starts.tolist(), users.tolist(), strict=True))
 
     def session(
-        self, user: int, start_ms: int, candidates: int
+        self, user: int, start_ms: int, candidates: int, show: Show = everything
     ) -> Iterator[tuple[Asked, Reaction]]:
-        """Up to four requests and the reactions to them, all candidates shown."""
+        """Up to four requests and the reactions to the candidates that `show` picks."""
         hour = start_ms // HOUR_MS % 24
         place = OFFICE if 9 <= hour < 18 and self._rng.random() < 0.7 else HOME
         at_ms = start_ms
         for _ in range(4):
             asked = self.ask(user, at_ms, place, candidates)
-            reaction = self.react(asked, np.arange(len(asked.items)))
+            reaction = self.react(asked, show(asked))
             yield asked, reaction
             if reaction.order.any() or self._rng.random() < 0.4:
                 return
