@@ -249,6 +249,13 @@ class Settings(StoreSettings):
         default=1 << 30, ge=1, description="size of all captures; the oldest go first, bytes"
     )
 
+    otel_endpoint: str = Field(
+        default="", description="OTLP/HTTP URL to send traces to (.../v1/traces); empty: none"
+    )
+    otel_share: float = Field(
+        default=0.01, ge=0, le=1, description="share of requests traced where callers do not say"
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _scene_a_model(cls, data: Any) -> Any:

@@ -20,6 +20,7 @@ from service.breaker import Breaker
 from service.deadline import Deadline
 from service.errors import DependencyFailed
 from service.rank import Floats
+from service.tracing import call_metadata
 
 log = logging.getLogger("mtgr")
 
@@ -77,7 +78,9 @@ class Endpoint:
         try:
             if slot is None:
                 request = self._request(batch, deadline, {})
-                answer = await self.stub.ModelInfer(request, timeout=deadline.left())
+                answer = await self.stub.ModelInfer(
+                    request, timeout=deadline.left(), metadata=call_metadata()
+                )
             else:
                 answer = await self._infer_shared(batch, deadline, slot)
         except grpc.aio.AioRpcError as error:
@@ -112,7 +115,9 @@ class Endpoint:
 
         async def infer() -> Any:
             try:
-                answer = await self.stub.ModelInfer(request, timeout=deadline.left() + ABANDONED_S)
+                answer = await self.stub.ModelInfer(
+                    request, timeout=deadline.left() + ABANDONED_S, metadata=call_metadata()
+                )
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                     log.error("%s: never answered; its slot may still be read: lost", self.address)

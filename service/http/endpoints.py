@@ -21,7 +21,7 @@ USERS = "/v1/users/"
 
 async def rank_candidates(gateway: Gateway, request: Request) -> Response:
     """`POST /v1/rank`, of a request that `admit` let in."""
-    stages = Stages()
+    request.state.stages = stages = Stages()
     explaining = wants_explanation(request)
     caller, start, told_ms = request.state.arrival
     format = body_format(request)

@@ -27,6 +27,7 @@ from service.rank import Model, RankedItems, RankRequest
 from service.request_log import open_request_log
 from service.scenes import Scene, Scenes, Served, warm_up
 from service.settings import Settings, reloaded
+from service.tracing import open_tracing
 
 log = logging.getLogger("mtgr")
 
@@ -68,6 +69,7 @@ class Gateway:
         self._callers = open_callers(settings)
         self.request_log = open_request_log(settings, self.metrics)
         self.captures = open_captures(settings, self.metrics)
+        self.tracing = open_tracing(settings)
         self.limits = Limits.of(settings)
         self.draining = False
         self._redis, self._fatal = redis, fatal
@@ -181,6 +183,8 @@ class Gateway:
                 await asyncio.to_thread(self.request_log.close)
             if self.captures is not None:
                 await asyncio.to_thread(self.captures.close)
+            if self.tracing is not None:
+                await asyncio.to_thread(self.tracing.close)
 
     async def _keep(self, served: Served) -> None:
         """Start an alias's engine, then follow its link."""

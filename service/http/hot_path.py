@@ -44,11 +44,22 @@ class HotPath:
             await self._app(scope, receive, send)
             return
         request = Request(scope, receive)
-        try:
-            response = await rank_candidates(self._gateway, request)
-        except (ServiceError, ClientDisconnect) as error:
-            response = answer_failure(self._gateway, request, error)
+        tracing = self._gateway.tracing
+        if tracing is None:
+            response = await self._answer(request)
+        else:
+            with tracing.request(request.headers) as traced:
+                response = await self._answer(request)
+                traced.stages = request.state.stages
+                traced.attributes["http.response.status_code"] = response.status_code
+                traced.attributes["scene"] = getattr(request.state, "scene", NO_SCENE)
         await response(scope, receive, send)
+
+    async def _answer(self, request: Request) -> Response:
+        try:
+            return await rank_candidates(self._gateway, request)
+        except (ServiceError, ClientDisconnect) as error:
+            return answer_failure(self._gateway, request, error)
 
 
 def answer_failure(gateway: Gateway, request: Request, error: Expected) -> Response:
