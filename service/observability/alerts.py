@@ -7,12 +7,15 @@ from service.observability.objectives import BURNS, OBJECTIVES, Objective
 
 REQUESTS = "sum(rate(mtgr_requests_total[5m]))"
 TURNED_AWAY = 'sum(rate(mtgr_refused_total{reason=~"overloaded|expired"}[5m]))'
-REACH = 'reason=~"timeout|unavailable|error|breaker_open"'
+REACH = 'reason=~"timeout|unavailable|error|circuit_open"'
 """Reasons that blame Redis, not what is stored there."""
 
 SHADOW_TOLERANCE = 0.003
 """Of 16-bit engines; a bucket edge of `mtgr_shadow_difference`."""
 
+
+STALE_S = 48 * 3600
+"""Profiles and lifelong sequences are written daily; a bucket edge of their age."""
 
 LOG_QUARTER = log(1.25)
 """A quarter up, or as much down. PromQL's `ln` takes no scalar."""
@@ -86,6 +89,18 @@ CAUSES = (
         "MtgrBackendFailing", "page",
         f'sum(rate(mtgr_degraded_total{{reason!~"features_.*"}}[5m])) / {REQUESTS} > 0.05', "5m",
         "the engine does not rank {{ $value | humanizePercentage }} of requests",
+    ),
+    Alert(
+        "MtgrBreakerOpen", "ticket",
+        "max by (dependency, server) (mtgr_breaker_state) == 2", "2m",
+        "{{ $labels.dependency }} {{ $labels.server }} fails so often that it is left alone",
+    ),
+    Alert(
+        "MtgrFeaturesStale", "ticket",
+        "histogram_quantile(0.5, sum by (le, scene)"
+        f" (rate(mtgr_snapshot_age_seconds_bucket[30m]))) > {STALE_S}", "30m",
+        "half of the users of scene {{ $labels.scene }} have features of "
+        "{{ $value | humanizeDuration }} ago",
     ),
     Alert(
         "MtgrEngineRefused", "ticket",

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from service.backends.opening import open_model
-from service.demo import PACKAGE
+from service.demo import PACKAGE, load
 from service.features.embedded import embedded_server
 from service.observability.names import TRITON_GPU, named
 from service.observability.prometheus import running as prometheus_running
@@ -70,8 +70,10 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         server = stack.enter_context(
             TritonServer(home, directory / "triton", metrics_port=triton_metrics)
         )
+        redis_url = stack.enter_context(embedded_server(directory / "r"))
+        asyncio.run(load(LiveTraffic("", candidates=1).past, redis_url))
         config = settings(
-            stack.enter_context(embedded_server(directory / "r")),
+            redis_url,
             models={
                 "home": ModelSettings(package=PACKAGE),
                 "remote": ModelSettings(

@@ -3,6 +3,7 @@
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 
 from service.metrics import LATENCY_OBJECTIVE_S
+from service.observability.alerts import STALE_S
 from service.observability.panels import (
     BYTES,
     COUNT,
@@ -45,6 +46,11 @@ def anatomy() -> Dashboard:
                           *quantiles("mtgr_candidates", SCENE)))
         .with_panel(lines("payload", "Packed batch of a request, as it crosses to the engine.",
                           BYTES, *quantiles("mtgr_payload_bytes", SCENE)))
+        .with_panel(lines("age of stored features", "Profile and lifelong sequence, at the time of "
+                          "the request; dashed: the alert.", SECONDS,
+                          *quantiles("mtgr_snapshot_age_seconds", SCENE), limit=STALE_S))
+        .with_panel(lines("age of the last event", "Of the real-time sequence.", SECONDS,
+                          *quantiles("mtgr_event_age_seconds", SCENE)))
         .with_panel(lines("features that could not be had", "A share of the requests, by part and "
                           "reason; `absent` is a new user, everything else a fault.", SHARE,
                           (f"sum by (part, reason) (rate(mtgr_features_absent_total{{{SCENE}}}"

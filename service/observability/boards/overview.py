@@ -67,6 +67,18 @@ def overview() -> Dashboard:
                           (f"sum(rate(mtgr_failed_total[{W}]))", "failed"),
                           (f"sum(rate(mtgr_late_total[{W}]))", "late"),
                           (f"sum(rate(mtgr_disconnected_total[{W}]))", "gone")))
+        .with_row(row("Dependencies: Redis, and the engine's servers"))
+        .with_panel(lines("failures", "Calls by reason; circuit_open was not made.", RATE,
+                          ("sum by (dependency, reason)"
+                           f" (rate(mtgr_dependency_failures_total[{W}]))",
+                           "{{dependency}}: {{reason}}"), stacked=True))
+        .with_panel(lines("circuit breakers", "0 closed, 1 half-open, 2 open.", COUNT,
+                          ("max by (dependency, server) (mtgr_breaker_state)",
+                           "{{dependency}} {{server}}"), limit=1.5))
+        .with_panel(lines("asked again", "Retries and hedges within their budget; exhausted: no "
+                          "more allowed.", RATE,
+                          (f"sum by (dependency, why) (rate(mtgr_asked_again_total[{W}]))"
+                           " or vector(0)", "{{dependency}} {{why}}")))
         .with_row(row("Queue and process: utilization, saturation, errors"))
         .with_panel(lines("at work and waiting", "Requests; the limit adapts to what the engine "
                           "and the machine can do.", COUNT,
