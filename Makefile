@@ -40,9 +40,10 @@ test: lint build/prometheus                  ## lint, types and every test that 
 dashboards: $(VENV)/.observe build/prometheus  ## watch the demo under live traffic in a browser
 	$(RUN)/mtgr dashboards
 
-observability: $(VENV)/.dev  ## what is made from code: rules, dashboards, the chart's README
+observability: $(VENV)/.dev  ## what is made from code: rules, dashboards, the chart's README, a picture
 	$(RUN)/python -m service.observability.files
 	$(RUN)/python -m tests.deploy.chart_readme
+	$(RUN)/python -m tests.docs.request_path
 
 bench: $(VENV)/.dev          ## side by side, as ratios in one run
 	$(RUN)/python -m tests.bench
