@@ -32,10 +32,12 @@ demo-package: $(VENV)/.dev   ## make the package that `make demo` serves
 	$(RUN)/mtgr train --version demo-1 var/demo-package/logs var/demo-package/checkpoint
 	$(RUN)/mtgr build var/demo-package/checkpoint service/demo_package
 
+APART := tests/model_def tests/engine_build tests/plugins tests/deploy
+
 # What serves is tested alone: its promises are about time, and servers share the cores.
 test: lint build/prometheus                  ## lint, types and every test that needs no GPU
-	$(RUN)/pytest -q -n 2 --dist loadfile tests/model_def tests/engine_build tests/plugins
-	$(RUN)/pytest -q --ignore tests/model_def --ignore tests/engine_build --ignore tests/plugins
+	$(RUN)/pytest -q -n 2 --dist loadfile $(APART)
+	$(RUN)/pytest -q $(APART:%=--ignore %)
 
 dashboards: $(VENV)/.observe build/prometheus  ## watch the demo under live traffic in a browser
 	$(RUN)/mtgr dashboards
