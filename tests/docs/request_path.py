@@ -22,6 +22,7 @@ CAPTIONS = {
     "backend": "the engine",
     "fallback": "by what is left",
     "order": "top k",
+    "explain": "if asked for",
     "encode": "the answer",
 }
 BELOW = {"features": "Redis", "backend": "Triton, or here"}
