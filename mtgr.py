@@ -18,6 +18,7 @@ COMMANDS = {
         "Score logs; a report.",
     ),
     "ablate": ("model_def.cli_ablate:ablate", "train", "Train variants; print Tables 3 and 4."),
+    "prune": ("model_def.cli_prune:prune", "train", "Leave rare and stale ids out, to serve."),
     "build": ("engine_build.cli:build", "build", "Build a model package from a checkpoint."),
     "verify": ("engine_build.cli:verify", "build", "Check a package's engines against PyTorch."),
     "promote": (

@@ -36,7 +36,8 @@ MAX_FILE_BYTES = 2**31 - 2**20
 
 def export_onnx(model: MTGR) -> ir.Model:
     """The float32 model as ONNX; raises ValueError for a table too large for an engine."""
-    for name, parameter in model.named_parameters():
+    on_host = model.config.embedding_source == "host"
+    for name, parameter in (model.layers if on_host else model).named_parameters():
         if parameter.numel() >= MAX_TABLE_ELEMENTS:
             raise ValueError(
                 f"{name}: {parameter.numel()} elements; an engine takes fewer than 2^31 a table. "
@@ -47,7 +48,7 @@ def export_onnx(model: MTGR) -> ir.Model:
     arrays = {spec.name: torch.from_numpy(example.arrays[spec.name]) for spec in specs}
     lengths = _lengths(specs)
     with torch.no_grad():
-        if model.config.embedding_source == "host":
+        if on_host:
             arrays = {name: tensor.detach() for name, tensor in model.embeddings(arrays).items()}
         shapes = {name: {0: lengths[name]} for name in arrays}
         program = torch.export.export(Serving(model).eval(), (arrays,), dynamic_shapes=(shapes,))

@@ -124,6 +124,11 @@ def _build_engine(
     if directory.exists():
         shutil.rmtree(directory)
     directory.mkdir()
+    if checkpoint.config.model.embedding_source == "host" and kind != "onnx-cpu":
+        raise BuildError(
+            f"{kind}: gathers embeddings itself; set embedding_source to 'engine', or build "
+            "onnx-cpu"
+        )
     build: Builder = import_module(BUILDERS[kind]).build
     built = build(checkpoint, directory, options)
     files = [package / name for name in (*CHECKPOINT_FILES, GOLDEN)] + sorted(directory.iterdir())

@@ -79,6 +79,11 @@ class IdFeature(Frozen):
             return {**data, "table": data.get("name", "")}
         return data
 
+    @property
+    def values_name(self) -> str:
+        """Name of the embeddings that it reads."""
+        return self.table
+
 
 class CategoryFeature(Frozen):
     """A small integer in [0, size); by custom 0 means unknown."""
@@ -93,6 +98,11 @@ class CategoryFeature(Frozen):
         if self.default is not None and self.default >= self.size:
             raise ValueError(f"default {self.default} is not below size {self.size}")
         return self
+
+    @property
+    def values_name(self) -> str:
+        """Name of the embeddings that it reads: segments share those of one name and size."""
+        return f"category_{self.name}_{self.size}"
 
 
 class NumberFeature(Frozen):

@@ -46,10 +46,10 @@ class Embeddings(nn.Module):
             self.install(name, tables[name], torch.randn(len(tables[name]), width) * 0.05)
         for layout in schema.layouts.values():
             for feature in layout.features:
-                if isinstance(feature, CategoryFeature):
-                    key = _category_key(feature)
-                    if key not in self.values:
-                        self.values[key] = nn.Parameter(torch.randn(feature.size, width) * 0.05)
+                if not isinstance(feature, CategoryFeature) or feature.values_name in self.values:
+                    continue
+                values = torch.randn(feature.size, width) * 0.05
+                self.values[feature.values_name] = nn.Parameter(values)
 
     def install(self, name: str, table: IdTable, values: Tensor) -> None:
         """Make `table` and its embeddings [len(table), width] those of table `name`."""
@@ -86,18 +86,13 @@ class Embeddings(nn.Module):
         found: Mapping[str, Tensor] | None,
     ) -> Tensor:
         if isinstance(feature, CategoryFeature):
-            return embedding(column.int(), self.values[_category_key(feature)])
+            return embedding(column.int(), self.values[feature.values_name])
         if found is not None:
             return embedding(column, found[feature.table])
         keys = self.get_buffer(f"keys_{feature.table}")
         rows = self.get_buffer(f"rows_{feature.table}")
         row = torch.ops.mtgr.id_lookup(column.contiguous(), keys, rows, self.max_probe)
         return embedding(row, self.values[feature.table])
-
-
-def _category_key(feature: CategoryFeature) -> str:
-    """Segments share the vectors of a category of the same name and size."""
-    return f"category_{feature.name}_{feature.size}"
 
 
 class NumberEncoding(nn.Module):

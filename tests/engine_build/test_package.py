@@ -20,6 +20,7 @@ from engine_build.runtime.manifest import Manifest, sha256_of
 from engine_build.runtime.package import PackageError, open_package
 from model_def.batch import PackedBatch, from_arrays, merge
 from model_def.checkpoint import Checkpoint, save
+from model_def.model import MTGR
 from tests.conftest import ROOT
 from tests.model_def import cases
 
@@ -202,8 +203,32 @@ def test_failed_build_leaves_nothing(
     host = checkpoint.config.model.model_copy(update={"embedding_source": "host"})
     save(source, replace(checkpoint, config=checkpoint.config.model_copy(update={"model": host})))
     with pytest.raises(BuildError, match="embedding_source"):
-        build_package(source, tmp_path / "package", ["onnx-cpu"], progress=lambda step: None)
+        build_package(source, tmp_path / "package", ["cuda-graph"], progress=lambda step: None)
     assert [path.name for path in tmp_path.iterdir()] == ["host"]
+
+
+def test_embeddings_on_the_host_score_alike(
+    checkpoint: Checkpoint, package_dir: Path, tmp_path: Path
+) -> None:
+    """With tables beside the engine rather than in it, every score is the same."""
+    host = checkpoint.config.model.model_copy(update={"embedding_source": "host"})
+    config = checkpoint.config.model_copy(update={"model": host})
+    model = MTGR(host, config.features, checkpoint.id_tables)
+    model.load_state_dict(checkpoint.model.state_dict())
+    save(tmp_path / "host", replace(checkpoint, config=config, model=model))
+    build_package(tmp_path / "host", tmp_path / "package", ["onnx-cpu"], progress=lambda step: None)
+    ours, theirs = open_package(tmp_path / "package"), open_package(package_dir)
+    engines = [package.load_engine("onnx-cpu") for package in (ours, theirs)]
+    for golden in theirs.golden:
+        scores = [engine.run(golden.request).tasks for engine in engines]
+        for task in scores[0]:
+            np.testing.assert_allclose(scores[0][task], scores[1][task], rtol=0, atol=1e-6)
+    assert (tmp_path / "package" / "onnx-cpu" / "values_item_id.npy").is_file()
+    graphs = [(p.path / "onnx-cpu" / "model.onnx").stat().st_size for p in (ours, theirs)]
+    assert graphs[0] < graphs[1]
+    (tmp_path / "package" / "onnx-cpu" / "values_item_id.npy").write_bytes(b"other")
+    with pytest.raises(PackageError, match="values_item_id"):
+        open_package(tmp_path / "package")
 
 
 BASE_INSTALL = """

@@ -4,11 +4,16 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
+from model_def.checkpoint import load
 from model_def.cli import simulate, train
 from model_def.cli_evaluate import evaluate
+from model_def.cli_prune import prune
+from model_def.prune import Rule
 
 CITY = ["--days", "2", "--users", "30", "--items", "60"]
 
@@ -66,6 +71,35 @@ def test_logs_of_another_schema_are_refused(logs: Path, tmp_path: Path) -> None:
         "lifelong_cap: 1000 there, only 10 here",
     ):
         assert line in result.output
+
+
+def test_prune_keeps_the_most_frequent_ids(logs: Path, tmp_path: Path) -> None:
+    """A pruned checkpoint holds the most frequent ids with their embeddings, scores as text says,
+    and is not pruned again."""
+    assert run_train(logs, tmp_path / "m").exit_code == 0
+    arguments = [str(tmp_path / "m"), str(logs), str(tmp_path / "p")]
+    result = CliRunner().invoke(prune, [*arguments, "--keep", "0.5"])
+    assert result.exit_code == 0, result.output
+    before, after = (load(tmp_path / name) for name in "mp")
+    kept = after.id_tables["item_id"].ids
+    assert len(kept) == round(0.5 * len(before.id_tables["item_id"].ids))
+    assert f"{len(kept) + 1} rows" in result.output
+    uses = before.uses["item_id"]
+    left = uses["count"][~np.isin(uses["id"], kept)]
+    assert uses["count"][np.isin(uses["id"], kept)].min() >= left.max()
+    rows = [
+        checkpoint.model.embeddings.values["item_id"].detach() for checkpoint in (before, after)
+    ]
+    places = np.flatnonzero(np.isin(before.id_tables["item_id"].ids, kept))
+    assert torch.equal(rows[0][torch.from_numpy(places) + 1], rows[1][1:])
+    assert torch.equal(rows[0][0], rows[1][0])
+    assert "GAUC by request" in result.output
+    again = CliRunner().invoke(prune, [str(tmp_path / "p"), str(logs), str(tmp_path / "q")])
+    assert again.exit_code == 1
+    assert "not pruned yet" in again.output
+    stale = Rule(max_age_days=1e-9).kept(uses)
+    assert np.array_equal(stale, uses["seen_ms"] == uses["seen_ms"].max())
+    assert np.array_equal(Rule(min_count=50).kept(uses), uses["count"] >= 50)
 
 
 def test_without_cross_features(logs: Path, tmp_path: Path) -> None:
