@@ -2,7 +2,8 @@
 
 import sys
 
-from tests.bench import engine_scaling, load_client, model, payload
+from tests.bench import engine_scaling, load_client, model, payload, training
 
 if __name__ == "__main__":
-    sys.exit(sum(benchmark.main() for benchmark in (model, payload, engine_scaling, load_client)))
+    benchmarks = (model, training, payload, engine_scaling, load_client)
+    sys.exit(sum(benchmark.main() for benchmark in benchmarks))
