@@ -28,8 +28,8 @@ FIRST_PAUSE_S, LAST_PAUSE_S = 0.25, 8.0
 LATENCIES, ENOUGH = 100, 20
 """Latencies of the last answers that are kept, and how many tell a percentile."""
 
-OURS = ("queue_full",)
-"""Reasons that say nothing of the dependency: our own bound."""
+OURS = ("queue_full", "rejected")
+"""Reasons that say nothing of the dependency: our own bound, or a request that it may refuse."""
 
 
 class State(IntEnum):

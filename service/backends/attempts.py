@@ -16,8 +16,8 @@ from service.errors import DependencyFailed
 SHARE, RESERVE = 0.1, 10.0
 """Requests that may be asked again: a share of all, and so many that were saved up."""
 
-FUTILE = ("timeout",)
-"""Failures after which no time is left for another server."""
+FUTILE = ("timeout", "rejected")
+"""Failures that another server would not mend: no time is left, or the request is at fault."""
 
 
 class Budget:

@@ -70,8 +70,8 @@ class Endpoint:
         """Whether the server has mapped our slots; it does not where it is on another host."""
 
     async def score(self, batch: PackedBatch, deadline: Deadline) -> Mapping[str, Floats]:
-        """Probability [K] by task of one request. Raises DependencyFailed("triton", reason) with
-        reason timeout, queue_full, model_missing, unavailable, error or invalid_scores."""
+        """Probability [K] by task of one request. Raises DependencyFailed("triton", reason):
+        timeout, queue_full, model_missing, unavailable, rejected, error or invalid_scores."""
         if not deadline.left():
             raise DependencyFailed("triton", "timeout")
         slot = self._slots.put(batch) if self._slots and self.shares_memory else None
@@ -181,4 +181,6 @@ def reason_of(error: grpc.aio.AioRpcError) -> str:
         return "model_missing"
     if code is grpc.StatusCode.UNAVAILABLE:
         return "unavailable"
+    if code is grpc.StatusCode.INVALID_ARGUMENT:
+        return "rejected"
     return "error"

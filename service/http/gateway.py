@@ -132,7 +132,8 @@ class Gateway:
         leave in time; None is the default patience."""
         settings = self.settings
         patience_ms = min(patience_ms or settings.default_deadline_ms, settings.max_deadline_ms)
-        reserve_ms = min(settings.answer_reserve_ms, patience_ms / 2)
+        # Late as the loop is now, it will be late again when it is time to answer.
+        reserve_ms = min(settings.answer_reserve_ms + 1e3 * self.lag(), patience_ms / 2)
         return Deadline.after((patience_ms - reserve_ms) / 1e3, start)
 
     def require_ready(self) -> None:

@@ -22,7 +22,10 @@ from threading import Timer
 from time import monotonic
 from typing import Any
 
+import grpc
 import httpx
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
 from engine_build.triton.model_config import ServingOptions
 from engine_build.triton.repository import add_model
@@ -161,6 +164,14 @@ def on_triton(act: Callable[[TritonServer], None]) -> Act:
     return acted
 
 
+def unload(server: TritonServer) -> None:
+    """Take its models away; the gateway loads them again."""
+    with grpc.insecure_channel(server.address) as channel:
+        stub: Any = GRPCInferenceServiceStub(channel)
+        for model in stub.RepositoryIndex(pb.RepositoryIndexRequest()).models:
+            stub.RepositoryModelUnload(pb.RepositoryModelUnloadRequest(model_name=model.name))
+
+
 FAULTS = [
     Fault("none", lambda w: None, lambda w: None, set()),
     Fault("redis killed", lambda w: w.redis.kill(), lambda w: w.redis.start(), REDIS | WRITES),
@@ -215,6 +226,7 @@ TRITON_FAULTS = [
         on_triton(TritonServer.resume),
         TRITON | BUSY,
     ),
+    Fault("triton without the model", on_triton(unload), on_triton(unload), TRITON | BUSY),
     through("triton_proxy", "slow", TRITON | BUSY),
     through("triton_proxy", "reset", TRITON | BUSY),
     through("triton_proxy", "garbage", TRITON | BUSY),

@@ -1,6 +1,7 @@
 """Overload and readiness: a request is refused at once, or it is answered."""
 
 import asyncio
+import json
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +9,7 @@ from contextlib import AsyncExitStack
 from threading import Event, Semaphore
 
 import httpx
+import msgspec
 import pytest
 
 from engine_build.runtime.engine import Scores
@@ -16,6 +18,7 @@ from service import admission, deadline, limit
 from service.admission import Admission
 from service.deadline import Deadline
 from service.errors import Expired, Overloaded
+from service.http.wire import peek_deadline_ms
 from service.limit import CALM, CALM_SAMPLES, RENEW_S, WINDOW_S, WINDOW_SAMPLES, Limit
 from tests.service.world import SCHEMA, Arithmetic, opener, request, running, settings
 
@@ -192,6 +195,18 @@ def test_the_calm_latency_is_measured_anew_under_lasting_pressure(clock: Clock) 
     assert limit() == CALM
     observe(limit, clock, 0.010, CALM, windows=CALM_SAMPLES // WINDOW_SAMPLES)
     assert limit() > CALM
+
+
+def test_a_body_tells_its_deadline_before_it_is_decoded() -> None:
+    """In both formats, of any size, wherever it stands; none where there is none."""
+    for deadline_ms in (1, 127, 128, 255, 256, 65_535, 65_536, 60_000_000):
+        body = {"user_id": "u", "deadline_ms": deadline_ms, "top_k": 3}
+        assert peek_deadline_ms(msgspec.json.encode(body), "json") == deadline_ms
+        assert peek_deadline_ms(json.dumps(body, indent=1).encode(), "json") == deadline_ms
+        assert peek_deadline_ms(msgspec.msgpack.encode(body), "msgpack") == deadline_ms
+    for none in ({"deadline_ms": None}, {"user_id": "deadline_ms"}):
+        assert peek_deadline_ms(msgspec.json.encode(none), "json") is None
+        assert peek_deadline_ms(msgspec.msgpack.encode(none), "msgpack") is None
 
 
 class Held(Arithmetic):

@@ -145,17 +145,19 @@ def test_a_slow_server_is_hedged_and_the_loser_cancelled() -> None:
     run(law)
 
 
-def test_a_failure_is_asked_of_the_next_server_but_no_timeout_is() -> None:
-    """A failing server's request goes to the next one; where the time is up, nowhere."""
+def test_a_failure_is_asked_of_the_next_server_but_not_a_futile_one() -> None:
+    """A failing server's request goes to the next one; where the time is up, or the request itself
+    is refused, nowhere."""
 
     async def law(a: Server, b: Server, budget: Budget) -> None:
         a.answer.set_exception(DependencyFailed("triton", "error"))
         b.answer.set_result("b")
         assert await ask([a, b], budget) == "b"
-        late = Server("late")
-        late.answer.set_exception(DependencyFailed("triton", "timeout"))
-        with pytest.raises(DependencyFailed, match="timeout"):
-            await ask([late, b], budget)
+        for futile in ("timeout", "rejected"):
+            c = Server("c")
+            c.answer.set_exception(DependencyFailed("triton", futile))
+            with pytest.raises(DependencyFailed, match=futile):
+                await ask([c, b], budget)
         assert b.asked == 1
 
     run(law)
