@@ -226,7 +226,7 @@ TRITON_FAULTS = [
         on_triton(TritonServer.resume),
         TRITON | BUSY,
     ),
-    Fault("triton without the model", on_triton(unload), on_triton(unload), TRITON | BUSY),
+    Fault("triton without the model", on_triton(unload), lambda w: None, TRITON | BUSY),
     through("triton_proxy", "slow", TRITON | BUSY),
     through("triton_proxy", "reset", TRITON | BUSY),
     through("triton_proxy", "garbage", TRITON | BUSY),
