@@ -30,12 +30,14 @@ def page(run: Run) -> str:
         '<div class="charts">',
         _card("Latency of the served over time", _latency_over_time(run)),
         _card("Requests by outcome", _outcomes_over_time(run)),
+        _card("Refusals by reason", _refusals_over_time(run)),
         *(_card(name, _watched(run, name)) for name in run.watched),
         _card("Rate against p99", _rate_against_p99(run)),
         _card("Latency distribution", _distribution(run)),
         _card("Stages of an answer, as the server timed them", _stages(run)),
         _card("Why not answered in full", _reasons(run)),
         "</div>",
+        _card("What was done to the service", _done(run)),
         _card("By kind of request", _latency_table("kind", run.kinds)),
         _card("Trials" if run.tool == "search" else "Steps", _steps(run)),
         _card("Settings", _pairs({**run.settings, **run.machine})),
@@ -153,6 +155,37 @@ def _outcomes_over_time(run: Run) -> str:
     )
     _marks(chart, run)
     return chart.svg()
+
+
+def _refusals_over_time(run: Run) -> str:
+    reasons = list(run.reasons.get(Outcome.REFUSED, {}))
+    if not reasons:
+        return ""
+    tallest = max(sum(w.refused.values()) for w in run.windows)
+    chart = Chart(
+        "seconds since the start", "refusals a second", (0, run.seconds), (0, _headroom(tallest))
+    )
+    chart.stacks(
+        [(reason, f"stage{i % STAGE_COLOURS}") for i, reason in enumerate(reasons)],
+        (
+            (w.start_s, min(w.start_s + 1, run.seconds), [w.refused.get(r, 0) for r in reasons])
+            for w in run.windows
+        ),
+    )
+    _marks(chart, run)
+    return chart.svg()
+
+
+def _done(run: Run) -> str:
+    """What the flags on the charts stand for."""
+    if not run.marks:
+        return ""
+    times: dict[str, list[str]] = {}
+    for mark in run.marks:
+        times.setdefault(mark.text, []).append(number(mark.at_s))
+    return _table(
+        ["what", "seconds since the start"], [[escape(t), ", ".join(at)] for t, at in times.items()]
+    )
 
 
 def _rate_against_p99(run: Run) -> str:

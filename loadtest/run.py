@@ -44,6 +44,8 @@ class Window(msgspec.Struct):
     outcomes: dict[str, int]
     latency: Latency | None
     """Of the served: answered, degraded or late."""
+    refused: dict[str, int] = {}
+    """Refusals by reason."""
 
 
 class Step(msgspec.Struct):
@@ -136,7 +138,7 @@ def summarize(
     stages: list[tuple[str, float]] | None = None,
 ) -> Run:
     """The document of a run of `seconds`, whose `stages` are (label, seconds) in order."""
-    served = samples.having(SERVED)
+    served, refused = samples.having(SERVED), samples.having([Outcome.REFUSED])
     latency, due, kinds = samples.latency_ms, samples.due_s, samples.kinds
     outcomes = samples.outcomes()
     of_served = Latency.of(latency[served])
@@ -151,7 +153,7 @@ def summarize(
         outcomes=outcomes,
         reasons=samples.reasons(),
         latency=of_served,
-        refusals=Latency.of(latency[samples.having([Outcome.REFUSED])]),
+        refusals=Latency.of(latency[refused]),
         kinds=_by_kind(latency, kinds, served),
         stages={
             stage: summary
@@ -160,7 +162,12 @@ def summarize(
         },
         distribution=_distribution(latency[served]),
         windows=[
-            Window(at, samples.outcomes(mask), Latency.of(latency[mask & served]))
+            Window(
+                at,
+                samples.outcomes(mask),
+                Latency.of(latency[mask & served]),
+                samples.reasons(mask & refused).get(Outcome.REFUSED, {}),
+            )
             for at, mask in _spans(due, [WINDOW_S] * int(np.ceil(seconds / WINDOW_S)))
         ],
         steps=_steps(samples, goal, stages or [("", seconds)]),

@@ -85,9 +85,10 @@ class Samples:
         counts = Counter(kept)
         return {outcome.value: counts[outcome] for outcome in Outcome}
 
-    def reasons(self) -> dict[str, dict[str, int]]:
+    def reasons(self, where: Mask | None = None) -> dict[str, dict[str, int]]:
         """Requests by outcome and reason, the most frequent first."""
-        counts = Counter(zip(self._outcome, self._reason, strict=True))
+        rows = range(len(self)) if where is None else np.flatnonzero(where)
+        counts = Counter((self._outcome[i], self._reason[i]) for i in rows)
         reasons: dict[str, dict[str, int]] = {}
         for (outcome, reason), number in counts.most_common():
             if reason:

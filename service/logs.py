@@ -38,9 +38,23 @@ class Seldom(logging.Filter):
         return True
 
 
+class OneRecord(logging.Formatter):
+    """A record's further lines (a traceback) are indented, and hold nothing but printable text:
+    no part of a message can look like a record of its own, whoever wrote it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as text."""
+        lines = super().format(record).splitlines()
+        return "\n    ".join("".join(map(_printable, line)) for line in lines)
+
+
+def _printable(character: str) -> str:
+    return character if character.isprintable() else ascii(character)[1:-1]
+
+
 def configure() -> None:
     """Log to standard error, warnings of one kind seldom."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    handler.setFormatter(OneRecord("%(asctime)s %(levelname)s %(name)s %(message)s"))
     handler.addFilter(Seldom())
     logging.basicConfig(level=logging.INFO, handlers=[handler])

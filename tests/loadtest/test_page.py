@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from loadtest.charts import Axis, number, round_up
 from loadtest.outcome import Outcome
 from loadtest.page import page
+from loadtest.run import Mark
 from tests.loadtest.test_run import document, rows
 
 SHAPES = {"line", "circle", "rect", "path", "text"}
@@ -68,6 +69,18 @@ def test_what_others_wrote_is_text() -> None:
     assert "script" not in {tag for tag, *_ in read.attributes}
     assert "<script>alert(1)</script>" in read.words
     assert "<img src=x>" in read.words
+
+
+def test_refusals_deeds_and_what_was_watched_are_drawn() -> None:
+    """Reasons of refusals, flags with their words, and a chart for each series."""
+    run = document([(1, 1, Outcome.REFUSED), (2, 5, Outcome.ANSWERED)])
+    run.marks = [Mark(3.0, "Redis <restarted>")]
+    run.watched = {"open files": [(0.0, 40.0), (5.0, 41.0)]}
+    text = page(run)
+    assert "Refusals by reason" in text
+    assert "<h2>open files</h2>" in text
+    assert text.count("<title>Redis &lt;restarted&gt; at 3</title>") == 4
+    assert "Redis <restarted>" in Reader(text).words
 
 
 def test_the_verdict_leads_the_page() -> None:

@@ -69,6 +69,7 @@ def test_every_view_counts_the_same_requests(
         assert sum(sum(part.outcomes.values()) for part in parts) == len(given_rows)
         assert sum(part.latency.count for part in parts if part.latency is not None) == served
     assert sum(sum(words.values()) for words in run.reasons.values()) == len(given_rows)
+    assert sum(sum(w.refused.values()) for w in run.windows) == run.outcomes[Outcome.REFUSED]
     assert (0 if run.latency is None else run.latency.count) == served
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.http import endpoints
-from service.logs import LONGEST, Seldom, safe
+from service.logs import LONGEST, OneRecord, Seldom, safe
 from tests.service.world import request
 
 
@@ -19,6 +19,21 @@ def test_an_id_is_one_bounded_printable_line(text: str) -> None:
     assert line.isprintable() or not line
     assert line.isascii()
     assert len(line) <= 10 * LONGEST
+
+
+@given(st.text())
+def test_no_text_makes_a_second_record(text: str) -> None:
+    """Whatever a message or an exception holds, only its record's first line is not indented, and
+    no control character reaches a terminal."""
+    written = OneRecord("%(levelname)s %(message)s").format(
+        logging.LogRecord(
+            "mtgr", logging.ERROR, "", 0, "%s", (text,), (ValueError, ValueError(text), None)
+        )
+    )
+    first, *rest = written.split("\n")
+    assert first.startswith("ERROR ")
+    assert all(line.startswith("    ") for line in rest)
+    assert all(line.isprintable() for line in (first, *rest))
 
 
 def test_messages_alike_are_seldom_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
