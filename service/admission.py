@@ -13,7 +13,7 @@ import asyncio
 import heapq
 import math
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from time import monotonic
 
@@ -30,7 +30,11 @@ Place = asyncio.Future[None]
 class Admission:
     """At most an adaptive number of requests at work, and a bounded queue before them."""
 
-    def __init__(self, most_in_flight: int, most_waiting: int):
+    def __init__(
+        self, most_in_flight: int, most_waiting: int, lag: Callable[[], float] = lambda: 0.0
+    ):
+        """`lag` tells how late the event loop is, in seconds."""
+        self._lag = lag
         self.limit = Limit(most_in_flight)
         self.in_flight = 0
         self._most_waiting = most_waiting
@@ -78,7 +82,7 @@ class Admission:
         finally:
             taken = monotonic() - start
             self._latency_s += WEIGHT * (taken - self._latency_s)
-            self.limit.observe(taken, beside)
+            self.limit.observe(taken, max(beside, self.in_flight), self._lag())
             self._leave()
 
     @property

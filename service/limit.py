@@ -6,13 +6,14 @@ once they take longer, they only wait for each other, here or in a queue that we
 Where the bottleneck is (our own event loop, Redis, the engine) need not be known.
 """
 
+import math
 from collections import deque
 from math import sqrt
 from statistics import median
 from time import monotonic
 
 CALM = 3
-"""With so few at work at its start, a request's latency counts as calm."""
+"""With so few at work when it begins and ends, a request's latency counts as calm."""
 
 CALM_SAMPLES = 20
 """Calm requests whose median is the latency to compare with."""
@@ -27,6 +28,10 @@ WINDOW_S, WINDOW_SAMPLES = 0.1, 10
 TOLERANCE = 1.25
 """Latency over the calm one that is no sign of a queue."""
 
+STANDING_LAG_S = 0.004
+"""An event loop that is always later than this has too much at work, whatever the latencies: who
+is to be refused waits for it too."""
+
 
 class Limit:
     """The number, between min(CALM, most) and `most`."""
@@ -36,6 +41,7 @@ class Limit:
         self._value = self._least = float(min(CALM, most))
         self._calm: deque[float] = deque(maxlen=CALM_SAMPLES)
         self._window: list[float] = []
+        self._lag_s = math.inf
         self._window_from = self._calm_at = monotonic()
         self._reached = False
 
@@ -47,24 +53,27 @@ class Limit:
         """Requests to work on at a time."""
         return int(self._value if len(self._calm) == CALM_SAMPLES else self._least)
 
-    def observe(self, seconds: float, beside: int) -> None:
-        """A request took `seconds`, with `beside` at work when it began, itself included."""
+    def observe(self, seconds: float, beside: int, lag_s: float = 0.0) -> None:
+        """A request took `seconds`, with up to `beside` at work when it began and when it ended,
+        itself included; the event loop was `lag_s` late then."""
         now = monotonic()
         if beside <= CALM:
             self._calm.append(seconds)
             self._calm_at = now
         self._window.append(seconds)
+        self._lag_s = min(self._lag_s, lag_s)
         if now - self._window_from < WINDOW_S or len(self._window) < WINDOW_SAMPLES:
             return
         if len(self._calm) == CALM_SAMPLES:
-            self._adapt(median(self._calm) / max(median(self._window), 1e-9))
+            calmer = TOLERANCE * median(self._calm) / max(median(self._window), 1e-9)
+            self._adapt(min(calmer, STANDING_LAG_S / max(self._lag_s, 1e-9)))
             if self._reached and now - self._calm_at > RENEW_S:
                 self._calm.clear()
         self._window.clear()
-        self._window_from, self._reached = now, False
+        self._window_from, self._reached, self._lag_s = now, False, math.inf
 
-    def _adapt(self, ratio: float) -> None:
-        gradient = min(1.0, max(0.5, TOLERANCE * ratio))
+    def _adapt(self, gradient: float) -> None:
+        gradient = min(1.0, max(0.5, gradient))
         # The square root leaves room for a burst, and lets the limit grow where nothing is slow.
         wanted = gradient * self._value + sqrt(self._value)
         if wanted < self._value or self._reached:

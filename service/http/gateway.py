@@ -64,8 +64,8 @@ class Gateway:
         """`fatal` is told of an engine that cannot be loaded: nothing can be served then."""
         self.settings, self.scenes = settings, scenes
         self.metrics = scenes.metrics
-        self.admission = Admission(settings.max_in_flight, settings.max_waiting)
         self.lag = LoopLag()
+        self.admission = Admission(settings.max_in_flight, settings.max_waiting, self.lag)
         self._callers = open_callers(settings)
         self.request_log = open_request_log(settings, self.metrics)
         self.captures = open_captures(settings, self.metrics)

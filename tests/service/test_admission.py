@@ -185,6 +185,24 @@ def test_the_limit_finds_the_knee(clock: Clock) -> None:
     assert unasked() == CALM
 
 
+def test_a_loop_that_is_always_late_has_less_to_do(clock: Clock) -> None:
+    """Whatever latencies say, a standing lag lowers the limit; one that comes and goes does not."""
+    standing, passing = Limit(256), Limit(256)
+    for each in (standing, passing):
+        observe(each, clock, 0.010, 1, windows=CALM_SAMPLES // WINDOW_SAMPLES)
+        for _ in range(40):
+            each.reached()
+            observe(each, clock, 0.010, 50)
+        for _ in range(40):
+            each.reached()
+            each.observe(0.010, 50, 0.0 if each is passing else 0.020)
+            for _ in range(WINDOW_SAMPLES):
+                clock.now += WINDOW_S / WINDOW_SAMPLES
+                each.observe(0.010, 50, 0.020)
+    assert standing() < 8
+    assert passing() == 256
+
+
 def test_the_calm_latency_is_measured_anew_under_lasting_pressure(clock: Clock) -> None:
     """After a while without calm, few are worked on at a time until it is known again."""
     limit = Limit(256)
