@@ -1,6 +1,7 @@
 """A few faults of `tests.bench.faults`, briefly: every request has an explained outcome."""
 
-from tests.bench.faults import BUSY, FAULTS, Load, table
+from tests.bench.fault_table import Load, table
+from tests.bench.faults import BUSY, FAULTS
 
 QUICK = (
     "redis frozen",
