@@ -26,6 +26,9 @@ from service.settings import Settings
 
 log = logging.getLogger("mtgr")
 
+CLOSE_S = 10.0
+"""Longest wait for the last file when the gateway stops, seconds."""
+
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -57,9 +60,14 @@ class RequestLog:
             self._metrics.request_log.labels("overflow").inc()
 
     def close(self) -> None:
-        """Write what waits and end the thread."""
-        self._queue.put(None)
-        self._thread.join()
+        """Write what waits and end the thread; a disk that hangs holds nobody up for longer."""
+        until = monotonic() + CLOSE_S
+        try:
+            self._queue.put(None, timeout=CLOSE_S)
+        except Full:
+            log.error("the request log's disk hangs; what waited is not in it")
+            return
+        self._thread.join(max(0.0, until - monotonic()))
 
     def _run(self) -> None:
         """Fill a file a schema; write all when they are full or the oldest request has waited."""
@@ -80,7 +88,12 @@ class RequestLog:
                 schema, served = item
                 if not files:
                     until = monotonic() + settings.request_log_file_s
-                record = to_record(schema, served)
+                try:
+                    record = to_record(schema, served)
+                except Exception:  # a bug of ours must not end the log of all later requests
+                    log.exception("a request is not in the request log")
+                    self._metrics.request_log.labels("error").inc()
+                    continue
                 held += sum(len(record[part]) for part in SEGMENTS)
                 # By identity: hashing a schema's every field costs more than the rest of this.
                 files.setdefault(id(schema), (schema, []))[1].append(record)
@@ -99,7 +112,7 @@ class RequestLog:
         except OSError as error:
             outcome = "disk_full" if error.errno in FULL else "error"
             log.error("%d requests are not in the request log: %s", len(records), error)
-        except Exception:  # a bug of ours must not end the log of all later requests
+        except Exception:  # the same
             outcome = "error"
             log.exception("requests are not in the request log")
         self._metrics.request_log.labels(outcome).inc(len(records))

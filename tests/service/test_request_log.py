@@ -137,6 +137,40 @@ def test_more_than_the_queue_holds_is_dropped_and_counted(
     assert len(logged(tmp_path)) == 4
 
 
+def test_a_disk_that_hangs_does_not_keep_the_gateway_from_stopping(
+    served: ServedRequest, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Closing gives up, whether the queue is full or the last file does not end."""
+    stuck, writing = Event(), Event()
+
+    def hang(*arguments: Any) -> int:
+        writing.set()
+        assert stuck.wait(30)
+        return 0
+
+    monkeypatch.setattr(request_log, "write_file", hang)
+    monkeypatch.setattr(request_log, "CLOSE_S", 0.05)
+    log, _ = new_log(tmp_path, redis_url, request_log_queue=1, request_log_file_bytes=1)
+    log.start()
+    log.offer(SCHEMA, served)
+    assert writing.wait(30)
+    log.close()
+    log.close()  # the queue holds the first one's end
+    stuck.set()
+
+
+def test_a_request_that_cannot_be_written_down_ends_nothing(
+    served: ServedRequest, redis_url: str, tmp_path: Path
+) -> None:
+    """Counted as an error; the next is logged."""
+    log, metrics = new_log(tmp_path, redis_url)
+    log.start()
+    log.offer(SCHEMA, ServedRequest(**{**vars(served), "sample": None}))
+    log.offer(SCHEMA, served)
+    log.close()
+    assert outcomes(metrics) == {"error": 1, "written": 1}
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 64 KiB."""
