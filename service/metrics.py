@@ -5,12 +5,12 @@ users, items and requests are never labels. `mtgr metrics` prints this as a tabl
 alerts may name nothing else.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from platform import python_version
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -22,6 +22,7 @@ from prometheus_client import (
 )
 
 from service.breaker import State
+from service.exposition import shared
 
 # A second series for each would double a scrape and tell nobody anything.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # the library left it untyped
@@ -63,12 +64,18 @@ def remembering(metric: Metric) -> Metric:
     return metric
 
 
+Over = Literal["sum", "max", "min"]
+MODES: dict[Over, Literal["livesum", "livemax", "livemin"]]
+MODES = {"sum": "livesum", "max": "livemax", "min": "livemin"}
+
+
 class Catalogue:
     """Makes metrics on a registry of its own, and knows what each of them is."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)  # CPU, memory, open files: process_*
+        if not shared():
+            ProcessCollector(registry=self.registry)  # CPU, memory, open files
         self.entries: list[Entry] = []
 
     def counter(self, name: str, unit: str, meaning: str, *labels: str) -> Counter:
@@ -76,10 +83,14 @@ class Catalogue:
         self.entries.append(Entry(f"{name}_total", "counter", unit, meaning, labels))
         return remembering(Counter(name, meaning, labels, registry=self.registry))
 
-    def gauge(self, name: str, unit: str, meaning: str, *labels: str) -> Gauge:
-        """A value that goes up and down; 1 for a fact in its labels (unit "info")."""
+    def gauge(
+        self, name: str, unit: str, meaning: str, *labels: str, over_workers: Over = "max"
+    ) -> Gauge:
+        """A value that goes up and down; 1 for a fact in its labels (unit "info"). Of several
+        workers that live, the sum, the largest or the smallest is exported."""
         self.entries.append(Entry(name, "gauge", unit, meaning, labels))
-        return Gauge(name, meaning, labels, registry=self.registry)
+        mode = MODES[over_workers]
+        return Gauge(name, meaning, labels, registry=self.registry, multiprocess_mode=mode)
 
     def histogram(
         self, name: str, unit: str, meaning: str, *labels: str, buckets: Sequence[float]
@@ -97,6 +108,7 @@ class Metrics:
     def __init__(self) -> None:
         self.catalogue = of = Catalogue()
         self.registry = of.registry
+        self._sampled: list[tuple[Gauge, Callable[[], float]]] = []
 
         # A line for name and unit, one for the meaning, one for the labels.
         # fmt: off
@@ -158,6 +170,7 @@ class Metrics:
         self.in_flight = of.gauge(
             "mtgr_in_flight", "requests",
             "Ranking requests at work.",
+            over_workers="sum",
         )
         self.late = of.counter(
             "mtgr_late", "requests",
@@ -169,10 +182,12 @@ class Metrics:
         self.limit = of.gauge(
             "mtgr_limit", "requests",
             "Ranking requests worked on at a time at most, as found by now.",
+            over_workers="sum",
         )
         self.waiting = of.gauge(
             "mtgr_waiting", "requests",
             "Ranking requests waiting for their turn.",
+            over_workers="sum",
         )
         self.loop_lag_seconds = of.gauge(
             "mtgr_loop_lag_seconds", "seconds",
@@ -250,6 +265,7 @@ class Metrics:
         self.ready = of.gauge(
             "mtgr_ready", "boolean",
             "1 once every engine is loaded, verified and warm.",
+            over_workers="min",
         )
         self.model = of.gauge(
             "mtgr_model_info", "info",
@@ -301,6 +317,16 @@ class Metrics:
             "scene", "task",
         )
         # fmt: on
+
+    def sampled(self, gauge: Gauge, read: Callable[[], float]) -> None:
+        """Set a gauge to what `read` gives whenever `sample` is called."""
+        self._sampled.append((gauge, read))
+
+    def sample(self) -> None:
+        """Look at what changes without being counted. One worker's gauges, as another tells them,
+        are as old as its last call."""
+        for gauge, read in self._sampled:
+            gauge.set(read())
 
     def watch(self, dependency: str) -> "DependencyMetrics":
         """What to tell of a dependency's calls."""

@@ -1,10 +1,12 @@
-"""One gateway process: Redis, packages, uvicorn, and an honest exit."""
+"""The gateway's process, or several: Redis, packages, uvicorn, and an honest exit."""
 
 import gc
 import signal
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
+from socket import socket
 
 from service.backends.opening import open_model
 from service.backends.switching import OpenModel
@@ -15,6 +17,7 @@ from service.http.gateway import Gateway
 from service.http.server import GatewayServer
 from service.scenes import build_scenes
 from service.settings import Settings
+from service.workers import move_link, supervise
 
 GC_ALLOCATIONS = 50_000
 """Objects, made and not freed, between two collections of young garbage; Python's own 700 are made
@@ -28,6 +31,12 @@ def leave_start_up_to_rest() -> None:
     gc.set_threshold(GC_ALLOCATIONS, 20, 50)
 
 
+def leave_on_signals() -> None:
+    """uvicorn drains on a signal and then raises it again: leave by unwinding, so Redis stops."""
+    for ending in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(ending, lambda *_: sys.exit(0))
+
+
 def run(
     settings: Settings,
     reread: Callable[[], Settings] | None = None,
@@ -37,22 +46,36 @@ def run(
 
     SIGHUP takes over what `reread` gives, where that is safe.
     """
-    failures: list[BaseException] = []
-    # uvicorn drains on a signal and then raises it again: leave by unwinding, so Redis stops too.
-    for ending in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(ending, lambda *_: sys.exit(0))
+    leave_on_signals()
     with ExitStack() as stack:
         url = settings.redis_url or stack.enter_context(embedded_server(settings.redis_dir))
-        redis = connect(url, settings.redis_connections)
+        if settings.workers > 1:
+            supervise(settings, reread, partial(_serve, url, open_model))
+        else:
+            _serve(url, open_model, settings, reread)
 
-        def fatal(error: BaseException) -> None:
-            failures.append(error)
-            server.should_exit = True
 
-        gateway = Gateway(settings, build_scenes(settings, redis, open_model), redis, fatal)
-        server = GatewayServer(gateway, reread)
-        leave_start_up_to_rest()
-        signal.signal(signal.SIGHUP, server.ask_reload)
-        server.run()
+def _serve(
+    url: str,
+    open_model: OpenModel,
+    settings: Settings,
+    reread: Callable[[], Settings] | None,
+    port: socket | None = None,
+) -> None:
+    """One gateway over the Redis at `url`; one of several where it is given the `port`."""
+    leave_on_signals()
+    failures: list[BaseException] = []
+    redis = connect(url, settings.redis_connections)
+
+    def fatal(error: BaseException) -> None:
+        failures.append(error)
+        server.should_exit = True
+
+    publish = None if port is None else move_link
+    gateway = Gateway(settings, build_scenes(settings, redis, open_model), redis, fatal, publish)
+    server = GatewayServer(gateway, reread)
+    leave_start_up_to_rest()
+    signal.signal(signal.SIGHUP, server.ask_reload)
+    server.run(None if port is None else [port])
     if failures:
         raise BadSetting(f"a model cannot be served: {failures[0]}") from failures[0]

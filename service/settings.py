@@ -160,6 +160,9 @@ class Settings(StoreSettings):
 
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="TCP port; 0 picks a free one")
+    workers: int = Field(
+        default=1, ge=1, description="processes, each with engines and bounds of its own"
+    )
     models: dict[SceneName, ModelSettings] = Field(
         description='JSON, engines by alias: {"home": {"package": "DIR", "threads": 2}}'
     )

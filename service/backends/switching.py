@@ -70,14 +70,18 @@ class Switcher:
         open_model: OpenModel,
         warm_up: Callable[[FeatureSchema], tuple[PackedBatch, ...]],
         observer: Observer,
+        publish: Callable[[Path, Path], None] | None = None,
     ):
-        self._slot, self._settings = slot, settings
+        """`publish`, if given, has the alias's link point to the package that serves now, for the
+        other workers to follow."""
+        self._slot, self._settings, self._publish = slot, settings, publish
         self._open_model, self._warm_up, self._observer = open_model, warm_up, observer
         self.package = settings.package.resolve()
         """Of the engine that serves now."""
         self._busy = asyncio.Lock()
         self._probation: asyncio.Task[None] | None = None
         self._standby: Generation | None = None
+        self._standby_package: Path | None = None
 
     async def switch(self, package: Path, shadow_requests: int = 0) -> str:
         """Serve `package` from now on; its version. Raises SwitchRefused with the reason."""
@@ -95,11 +99,12 @@ class Switcher:
             finally:
                 self._observer.switching(self._slot.alias, False)
             old, self._slot.live = self._slot.live, fresh
-            self.package = package.resolve()
+            before, self.package = self.package, package.resolve()
+            self._tell()
             self._observer.switched(self._slot.alias, "flipped")
             log.info("%s: %s serves now", self._slot.alias, fresh.config.version)
-            self._standby = old
-            self._probation = asyncio.create_task(self._try_out(old, fresh))
+            self._standby, self._standby_package = old, before
+            self._probation = asyncio.create_task(self._try_out(old, before, fresh))
             return fresh.config.version
 
     async def watch(self) -> None:
@@ -108,7 +113,12 @@ class Switcher:
         while True:
             await asyncio.sleep(POLL_S)
             target = self._settings.package.resolve()
-            if target in (seen, self.package):
+            if target == self.package:
+                seen = target
+            if target == seen:
+                continue
+            if self._probation is not None and target == self._standby_package:
+                self._slot.live.failing.set()  # another worker went back
                 continue
             try:
                 await self.switch(target)
@@ -155,7 +165,11 @@ class Switcher:
                 f"{shadow.failed} of {shadow.failed + shadow.compared} shadow requests failed"
             )
 
-    async def _try_out(self, old: Generation, fresh: Generation) -> None:
+    def _tell(self) -> None:
+        if self._publish is not None:
+            self._publish(self._settings.package, self.package)
+
+    async def _try_out(self, old: Generation, before: Path, fresh: Generation) -> None:
         """Keep the old engine at hand until the new one has proved itself, then drain the loser."""
         ended, outcome = old, "kept"
         try:
@@ -165,6 +179,8 @@ class Switcher:
             log.info("%s: %s has proved itself", self._slot.alias, fresh.config.version)
         else:
             self._slot.live, ended, outcome = old, fresh, "rolled_back"
+            self.package = before
+            self._tell()
             log.error("%s: %s failed in a burst, went back", self._slot.alias, fresh.config.version)
         self._observer.switched(self._slot.alias, outcome)
         await ended.retire()

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import FastAPI, Query
 from fastapi.openapi.utils import get_openapi
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from service.errors import ServiceError
+from service.exposition import exposition
 from service.http import endpoints
 from service.http.admin import SwitchAnswer, SwitchRequest, switch_engine
 from service.http.documents import Documents
@@ -112,7 +113,8 @@ def _add_operations(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/metrics")
     async def metrics() -> Response:
         """Prometheus text."""
-        text = generate_latest(gateway.metrics.registry)
+        gateway.metrics.sample()
+        text = exposition(gateway.metrics.registry)
         return Response(text, headers={"content-type": CONTENT_TYPE_LATEST})
 
 

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from time import monotonic, time
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from service.backends.switching import OUTCOMES, Switcher
 from service.callers import open_callers
 from service.deadline import Deadline, Stages
 from service.errors import NotReady, NotServing
+from service.exposition import retire
 from service.features.store import connect_ahead
 from service.feedback import Feedback
 from service.http.validate import Limits
@@ -60,8 +62,10 @@ class Gateway:
         scenes: Scenes,
         redis: "Redis",
         fatal: Callable[[BaseException], None],
+        publish: Callable[[Path, Path], None] | None = None,
     ):
-        """`fatal` is told of an engine that cannot be loaded: nothing can be served then."""
+        """`fatal` is told of an engine that cannot be loaded: nothing can be served then.
+        `publish` tells other workers of a switch (see `Switcher`)."""
         self.settings, self.scenes = settings, scenes
         self.metrics = scenes.metrics
         self.lag = LoopLag()
@@ -73,17 +77,23 @@ class Gateway:
         self.limits = Limits.of(settings)
         self.draining = False
         self._redis, self._fatal = redis, fatal
-        self.metrics.in_flight.set_function(lambda: self.admission.in_flight)
-        self.metrics.waiting.set_function(lambda: self.admission.waiting)
-        self.metrics.limit.set_function(lambda: self.admission.limit())
-        self.metrics.loop_lag_seconds.set_function(lambda: self.lag())
-        self.metrics.ready.set_function(lambda: self.ready)
-        self.metrics.wait.set_function(self.admission.wait_s)
+        self.metrics.sampled(self.metrics.in_flight, lambda: self.admission.in_flight)
+        self.metrics.sampled(self.metrics.waiting, lambda: self.admission.waiting)
+        self.metrics.sampled(self.metrics.limit, lambda: self.admission.limit())
+        self.metrics.sampled(self.metrics.loop_lag_seconds, lambda: self.lag())
+        self.metrics.sampled(self.metrics.ready, lambda: self.ready)
+        self.metrics.sampled(self.metrics.wait, self.admission.wait_s)
         self.feedback = Feedback(self)
         self._problems: dict[str, str] = {}
+        self._shown: set[tuple[str, ...]] = set()
         self.switchers = {
             alias: Switcher(
-                served, settings.models[alias], scenes.open_model, self._warm_up, observer=self
+                served,
+                settings.models[alias],
+                scenes.open_model,
+                self._warm_up,
+                observer=self,
+                publish=publish,
             )
             for alias, served in scenes.served.items()
         }
@@ -236,12 +246,16 @@ class Gateway:
                 self.metrics.switches.labels(alias, outcome)
 
     def _show_versions(self) -> None:
-        self.metrics.model.clear()
+        shown: set[tuple[str, ...]] = set()
         for scene in self.scenes.by_name.values():
             served = scene.served
             engine = self.settings.models[served.alias].engine
-            labels = (scene.name, served.alias, served.config.version, engine)
+            shown.add((scene.name, served.alias, served.config.version, engine))
+        for labels in self._shown - shown:
+            retire(self.metrics.model, *labels)
+        for labels in shown:
             self.metrics.model.labels(*labels).set(1)
+        self._shown = shown
 
     def predicted(self, scene: str, task: str, probability: float) -> None:
         """Count a prediction for an item that was shown; see `service.feedback.Counts`."""

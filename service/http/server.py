@@ -33,6 +33,9 @@ LINGER_S = 1.0
 SWEEP_TICKS = 5
 """Of 0.1 seconds, between two looks for overdue connections."""
 
+SAMPLE_TICKS = 10
+"""Between two looks at the gauges that other workers tell of."""
+
 POLL_S = 0.02
 
 
@@ -70,6 +73,8 @@ class GatewayServer(uvicorn.Server):
             now = monotonic()
             for connection in self._connections():
                 connection.sweep(now)
+        if counter % SAMPLE_TICKS == 0:
+            self._gateway.metrics.sample()
         if self._reload_asked and self._reread is not None:
             self._reload_asked = False
             self._reload(self._reread)
