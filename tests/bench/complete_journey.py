@@ -37,7 +37,8 @@ from model_def.data.parquet import write_logs
 from model_def.data.samples import TrainingSample, task_labels, time_split, training_samples
 from model_def.evaluate import predict
 from model_def.metrics import auc, gauc
-from model_def.train import Trained, TrainingOptions, train
+from model_def.options import TrainingOptions
+from model_def.train import Trained, plan, train
 from tests.conftest import ROOT, SHARED
 
 MAPPING = ROOT / "model_def/data/complete_journey.toml"
@@ -112,10 +113,9 @@ def rank_by_mtgr(draws: list[Logs], later: Logs) -> tuple[Trained, Scores]:
             replace(sample, rows=sample.rows + len(labels)) for sample in training_samples(logs)
         )
         labels = np.concatenate([labels, task_labels(logs.requests, MODEL.tasks)])
-    with tqdm(desc="training") as bar:
+    with tqdm(total=len(plan(samples, TRAINING)), desc="training") as bar:
 
-        def progress(step: int, steps: int, loss: float) -> None:
-            bar.total = steps
+        def progress(step: int, loss: float) -> None:
             bar.update()
 
         trained = train(MODEL, later.schema, samples, labels, TRAINING, progress)
