@@ -2,7 +2,7 @@
 
 import ctypes
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 
 INT, LONG, FLOAT, POINTER = ctypes.c_int32, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 
@@ -38,9 +38,82 @@ class NormArgs(ctypes.Structure):
 
     _fields_ = [
         *((name, INT) for name in ("dtype", "parameter_dtype", "rows", "dim", "groups")),
-        ("silu_gate", INT),
         ("eps", FLOAT),
         *((name, POINTER) for name in ("x", "gate")),
         *((name, LONG) for name in ("x_stride", "gate_stride")),
         *((name, POINTER) for name in ("group", "weight", "bias", "out")),
+    ]
+
+
+class LinearArgs(ctypes.Structure):
+    """`mtgr_linear_args`."""
+
+    _fields_ = [
+        *((name, INT) for name in ("rows", "columns", "depth", "out_dtype")),
+        *((name, POINTER) for name in ("x", "weight", "bias", "residual", "out_rows", "out")),
+        *((name, LONG) for name in ("x_stride", "residual_stride", "out_stride")),
+    ]
+
+
+class Source(ctypes.Structure):
+    """`mtgr_source`: one array of a batch."""
+
+    _fields_ = [("data", POINTER), ("dtype", INT), ("width", INT), ("of_request", INT)]
+
+
+class Table(ctypes.Structure):
+    """`mtgr_table`: vectors by id or category."""
+
+    _fields_ = [
+        *((name, POINTER) for name in ("keys", "rows", "values")),
+        *((name, INT) for name in ("log_capacity", "max_probe", "count", "width")),
+    ]
+
+
+class Number(ctypes.Structure):
+    """`mtgr_number`: the encoding of one value."""
+
+    _fields_ = [("kind", INT), ("column", INT), ("shift", FLOAT), ("scale", FLOAT)]
+
+
+class Vector(ctypes.Structure):
+    """`mtgr_vector`: eight columns of a segment's features."""
+
+    _fields_ = [(name, INT) for name in ("source", "table", "column", "first", "token")]
+
+
+SOURCES = 6
+
+
+class Features(ctypes.Structure):
+    """`mtgr_features`: one segment."""
+
+    _fields_ = [
+        *((name, INT) for name in ("rows", "tokens", "vectors", "batch")),
+        *((name, POINTER) for name in ("vector", "numbers", "tables", "offsets")),
+        ("sources", Source * SOURCES),
+        ("out", POINTER),
+    ]
+
+
+class Frame(ctypes.Structure):
+    """`mtgr_frame`: where each token stands."""
+
+    _fields_ = [
+        *((name, INT) for name in ("batch", "profile_tokens")),
+        ("rows", INT * 3),
+        ("groups", INT * 4),
+        ("visible_dtype", INT),
+        *((name, POINTER) for name in ("lifelong_offsets", "rt_visible", "candidate_visible")),
+        *((name, POINTER) for name in ("static_offsets", "static_rows", "group")),
+        *((name, POINTER) for name in ("rt_visible_out", "candidate_visible_out")),
+    ]
+
+
+class ScoresArgs(ctypes.Structure):
+    """`mtgr_scores_args`."""
+
+    _fields_ = [
+        *((name, INT) for name in ("rows", "tasks", "width")),
+        *((name, POINTER) for name in ("hidden", "weight", "bias", "out")),
     ]

@@ -148,46 +148,21 @@ class Library:
         """See the operator: the norm of x * gate."""
         return self._norm(x, gate, group, weight, bias, eps)
 
-    def silu_gated_group_layer_norm(
-        self, x: Tensor, gate: Tensor, group: Tensor, weight: Tensor, bias: Tensor, eps: float
-    ) -> Tensor:
-        """The norm of x * silu(gate): a projection's u columns need no pass of their own."""
-        return self._norm(x, gate, group, weight, bias, eps, silu_gate=True)
-
-    def silu_(self, x: Tensor) -> Tensor:
-        """SiLU in place on fp16 or bf16 [rows, columns], the last dimension contiguous."""
-        if x.ndim != 2 or x.stride(1) != 1:
-            raise ValueError("x: expected [rows, columns] with a contiguous last dimension")
-        with torch.cuda.device(x.device):
-            self._check(
-                self._c.mtgr_silu(
-                    INT(_dtype("x", x)),
-                    _pointer(x),
-                    INT(x.shape[0]),
-                    INT(x.shape[1]),
-                    LONG(x.stride(0)),
-                    POINTER(_stream(x)),
-                )
-            )
-        return x
-
     def id_lookup(self, ids: Tensor, keys: Tensor, rows: Tensor, max_probe: int) -> Tensor:
         """See the operator: int64 [N] -> int32 [N]."""
         out = torch.empty(ids.shape, dtype=torch.int32, device=ids.device)
         ids, keys, rows = ids.contiguous(), keys.contiguous(), rows.contiguous()
-        with torch.cuda.device(ids.device):
-            self._check(
-                self._c.mtgr_id_lookup(
-                    _pointer(ids),
-                    INT(len(ids)),
-                    _pointer(keys),
-                    _pointer(rows),
-                    LONG(len(keys)),
-                    INT(max_probe),
-                    _pointer(out),
-                    POINTER(_stream(ids)),
-                )
-            )
+        self.launch(
+            "mtgr_id_lookup",
+            ids,
+            _pointer(ids),
+            INT(len(ids)),
+            _pointer(keys),
+            _pointer(rows),
+            LONG(len(keys)),
+            INT(max_probe),
+            _pointer(out),
+        )
         return out
 
     def _norm(
@@ -198,7 +173,6 @@ class Library:
         weight: Tensor,
         bias: Tensor,
         eps: float,
-        silu_gate: bool = False,
     ) -> Tensor:
         if weight.dtype != bias.dtype:
             raise ValueError(f"bias: expected weight's {weight.dtype}, got {bias.dtype}")
@@ -213,7 +187,6 @@ class Library:
             x.shape[0],
             x.shape[1],
             weight.shape[0],
-            silu_gate,
             eps,
             x.data_ptr(),
             None if gate is None else gate.data_ptr(),
@@ -224,8 +197,7 @@ class Library:
             bias.data_ptr(),
             out.data_ptr(),
         )
-        with torch.cuda.device(x.device):
-            self._check(self._c.mtgr_group_layer_norm(ctypes.byref(args), POINTER(_stream(x))))
+        self.launch("mtgr_group_layer_norm", x, ctypes.byref(args))
         return out
 
     def _counter_slot(self, size: int, stream: int, device: torch.device) -> Tensor | None:
@@ -235,6 +207,14 @@ class Library:
         self._check(self._c.mtgr_capture_id(POINTER(stream), ctypes.byref(capture)))
         counters = self._counters.setdefault(device, Counters(size))
         return counters.slot(capture.value, stream, device)
+
+    def launch(self, name: str, where: Tensor, *arguments: Any) -> None:
+        """Call a launcher whose last argument is the stream: the current one of `where`'s device.
+
+        Raises ValueError with the launcher's message, or KernelError if CUDA refuses.
+        """
+        with torch.cuda.device(where.device):
+            self._check(getattr(self._c, name)(*arguments, POINTER(_stream(where))))
 
     def _check(self, status: int) -> None:
         if status == 0:

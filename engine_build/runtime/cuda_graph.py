@@ -1,10 +1,14 @@
-"""Engine kind `cuda-graph`: the PyTorch model on our CUDA kernels, captured once a shape bucket.
+"""Engine kind `cuda-graph`: the model on our CUDA kernels, captured once a shape bucket.
+
+On Hopper it runs as planned in `plan.py`, elsewhere as PyTorch's modules over the same operators.
 
 A batch is staged in page-locked memory, copied to the GPU in one piece, and replayed as the graph
 of the smallest bucket that holds it. A batch that none holds runs uncaptured, and is counted.
 """
 
 import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from threading import Lock
@@ -15,17 +19,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine_build.precision import in_precision
+from engine_build.precision import DTYPES, in_precision
 from engine_build.runtime.buckets import fitting, layout, size_of, stage, tokens
 from engine_build.runtime.engine import Engine, Scores
 from engine_build.runtime.manifest import MANIFEST, Limits, Manifest, PackageError
+from engine_build.runtime.plan import Plan, refusal
 from engine_build.runtime.tensors import engine_inputs
 from engine_build.serving import Serving
 from model_def.batch import PackedBatch
 from model_def.checkpoint import load as load_checkpoint
 from model_def.config import PackageConfig
+from model_def.model import MTGR
 from model_def.schema import FeatureSchema
 from plugins import loader
+
+LOG = logging.getLogger(__name__)
+Computation = Callable[[Mapping[str, Tensor]], Tensor]
+"""A bucket's arrays on the GPU, by name -> probabilities float32 [tasks, T_c]."""
 
 BUCKETS = "buckets.json"
 WARM_UPS = 3
@@ -36,9 +46,9 @@ class Slot:
     """The static arrays of one bucket: one host buffer, one device buffer, views into both."""
 
     def __init__(self, schema: FeatureSchema, bucket: Limits, device: torch.device):
-        places, size = layout(schema, bucket)
-        self._host = torch.zeros(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
-        self._device = torch.zeros(size, dtype=torch.uint8, device=device)
+        places, self.bytes = layout(schema, bucket)
+        self._host = torch.zeros(self.bytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        self._device = torch.zeros(self.bytes, dtype=torch.uint8, device=device)
         self._views: dict[str, NDArray[Any]] = {}
         self.arrays: dict[str, Tensor] = {}
         for spec in engine_inputs(schema):
@@ -58,10 +68,15 @@ class CudaGraphEngine:
 
     kind = "cuda-graph"
 
-    def __init__(self, serving: Serving, schema: FeatureSchema, buckets: tuple[Limits, ...]):
+    def __init__(
+        self,
+        compute: Computation,
+        tasks: Sequence[str],
+        schema: FeatureSchema,
+        buckets: tuple[Limits, ...],
+    ):
         self._device = torch.device("cuda")
-        self._serving, self._schema = serving.to(self._device).eval(), schema
-        self._tasks = serving.model.config.tasks
+        self._compute, self._tasks, self._schema = compute, tasks, schema
         self._stream: torch.cuda.Stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]  # torch's own
         self._lock = Lock()
         self._pool: Any = torch.cuda.graph_pool_handle()
@@ -81,7 +96,7 @@ class CudaGraphEngine:
                 self.uncaptured_runs += 1
                 slot = Slot(self._schema, size, self._device)
                 slot.fill(batch)
-                result = torch.stack(self._serving(slot.arrays))
+                result = self._compute(slot.arrays)
             else:
                 slot, graph, result = self._graphs[bucket]
                 slot.fill(batch)
@@ -95,21 +110,35 @@ class CudaGraphEngine:
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             for _ in range(WARM_UPS):
-                self._serving(slot.arrays)
+                self._compute(slot.arrays)
         self._stream.synchronize()
         graph = torch.cuda.CUDAGraph()
         # "thread_local": another engine may be serving from another thread meanwhile.
         with torch.cuda.graph(
             graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
         ):
-            result = torch.stack(self._serving(slot.arrays))
+            result = self._compute(slot.arrays)
         return slot, graph, result
 
 
+def computation(model: MTGR, precision: str, device: torch.device) -> Computation:
+    """The model's serving pass in 16 bits: planned where the GPU is of the kind, else PyTorch's.
+
+    `model` is in float32, and on any device. Raises loader.LibraryError without the kernels.
+    """
+    library, dtype = _kernels(), DTYPES[precision]
+    reason = refusal(model, dtype, device)
+    if reason is None:
+        return Plan(model, dtype, library, device)
+    LOG.warning("cuda-graph: runs PyTorch's modules, not the plan: %s", reason)
+    serving = Serving(in_precision(model, precision)).to(device).eval()
+    return lambda arrays: torch.stack(serving(arrays))
+
+
 @cache
-def _register_kernels() -> None:
+def _kernels() -> loader.Library:
     """Once a process: the operators are the process's."""
-    loader.register()
+    return loader.register()
 
 
 def load(directory: Path, config: PackageConfig, threads: int) -> Engine:
@@ -120,12 +149,12 @@ def load(directory: Path, config: PackageConfig, threads: int) -> Engine:
     """
     if not torch.cuda.is_available():
         raise PackageError(f"{directory}: PyTorch {torch.__version__} finds no NVIDIA GPU here")
-    try:
-        _register_kernels()
-    except loader.LibraryError as error:
-        raise PackageError(f"cuda-graph: {error}") from error
     manifest = Manifest.read(directory / MANIFEST)
     saved = json.loads((directory / BUCKETS).read_text())
     buckets = tuple(map(Limits.model_validate, saved["buckets"]))
-    model = in_precision(load_checkpoint(directory.parent).model, manifest.precision)
-    return CudaGraphEngine(Serving(model), config.features, buckets)
+    model = load_checkpoint(directory.parent).model
+    try:
+        compute = computation(model, manifest.precision, torch.device("cuda"))
+    except loader.LibraryError as error:
+        raise PackageError(f"cuda-graph: {error}") from error
+    return CudaGraphEngine(compute, config.model.tasks, config.features, buckets)

@@ -1,6 +1,7 @@
 // Checks the kernels against float64 on random problems, and times them.
 //   mtgr_check check [cases]   random ragged problems, poisoned rows, repeated runs
 //   mtgr_check bench           the figures of the READMEs
+//   mtgr_check linear [cases]  the same two for the products alone
 //   mtgr_check run B H K       one attention problem, twice, for a profiler
 #include <cmath>
 #include <cstring>
@@ -9,6 +10,7 @@
 
 #include "attention_case.h"
 #include "device.h"
+#include "linear_check.h"
 #include "norm_check.h"
 
 namespace check {
@@ -147,13 +149,18 @@ int main(int argc, char** argv) {
     check::check_attention(cases);
     check::check_repeats(100);
     check::failures += check::check_norms();
+    check::failures += check::check_linears(cases / 8);
   } else if (command == "bench") {
     check::bench_attention();
     check::bench_norms();
+    check::bench_linears();
+  } else if (command == "linear") {
+    check::failures += check::check_linears(argc > 2 ? std::atoi(argv[2]) : 40);
+    check::bench_linears();
   } else if (command == "run" && argc == 5) {
     check::run_once(std::atoi(argv[2]), std::atoi(argv[3]), std::atoi(argv[4]));
   } else {
-    std::fprintf(stderr, "usage: %s check [cases] | bench | run B H K\n", argv[0]);
+    std::fprintf(stderr, "usage: %s check [cases] | bench | linear [cases] | run B H K\n", argv[0]);
     return 2;
   }
   std::printf(check::failures ? "%d failures\n" : "all good\n", check::failures);

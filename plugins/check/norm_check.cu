@@ -48,8 +48,8 @@ struct NormCase {
 
   void launch(cudaStream_t stream) const {
     const mtgr_norm_args args{MTGR_BFLOAT16, MTGR_BFLOAT16, rows,
-                              dim,           kGroups,       0,
-                              eps,           x.data(),      gated ? uvqk.data() : nullptr,
+                              dim,           kGroups,       eps,
+                              x.data(),      gated ? uvqk.data() : nullptr,
                               dim,           4 * dim,       group.data(),
                               weight.data(), bias.data(),   out.data()};
     CHECK_MTGR(mtgr_group_layer_norm(&args, stream));

@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "error.h"
+#include "launch.cuh"
 #include "mtgr_ops.h"
 #include "numbers.cuh"
 
@@ -65,7 +66,9 @@ __global__ void __launch_bounds__(kBlockThreads<kBlockRow>)
     group_layer_norm(const __grid_constant__ mtgr_norm_args a) {
   constexpr int kThreads = kRowThreads<kBlockRow>, kRows = kBlockThreads<kBlockRow> / kThreads;
   const int row = blockIdx.x * kRows + threadIdx.x / kThreads;
+  release_dependents();
   if (row >= a.rows) return;
+  wait_for_inputs();
   auto column = [&](int i) { return (threadIdx.x % kThreads + i * kThreads) * 8; };
   auto load_row = [&](const auto* source, auto(&vectors)[kVectors]) {
 #pragma unroll
@@ -84,10 +87,7 @@ __global__ void __launch_bounds__(kBlockThreads<kBlockRow>)
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
       z[i][j] = to_float(x[i].value[j]);
-      if constexpr (kGated) {
-        const float factor = to_float(gate[i].value[j]);
-        z[i][j] *= a.silu_gate ? silu_of_twice(factor / 2) : factor;
-      }
+      if constexpr (kGated) z[i][j] *= to_float(gate[i].value[j]);
       sum += z[i][j];
     }
   const float mean = row_sum<kBlockRow>(sum) / a.dim;
@@ -114,14 +114,15 @@ __global__ void __launch_bounds__(kBlockThreads<kBlockRow>)
 }
 
 template <class T, class P, bool kGated, bool kBlockRow, int kVectors>
-void launch(const mtgr_norm_args& a, cudaStream_t stream) {
+cudaError_t launch(const mtgr_norm_args& a, cudaStream_t stream) {
   constexpr int kThreads = kBlockThreads<kBlockRow>, kRows = kThreads / kRowThreads<kBlockRow>;
-  const int blocks = (a.rows + kRows - 1) / kRows;
-  group_layer_norm<T, P, kGated, kBlockRow, kVectors><<<blocks, kThreads, 0, stream>>>(a);
+  const unsigned blocks = (a.rows + kRows - 1) / kRows;
+  return mtgr::launch(group_layer_norm<T, P, kGated, kBlockRow, kVectors>, {blocks, kThreads},
+                      stream, a);
 }
 
 template <class T, class P, bool kGated, bool kBlockRow>
-void launch(const mtgr_norm_args& a, cudaStream_t stream) {
+cudaError_t launch(const mtgr_norm_args& a, cudaStream_t stream) {
   constexpr int kColumns = kRowThreads<kBlockRow> * 8;
   switch ((a.dim + kColumns - 1) / kColumns) {
     case 1:
@@ -130,25 +131,32 @@ void launch(const mtgr_norm_args& a, cudaStream_t stream) {
       return launch<T, P, kGated, kBlockRow, 2>(a, stream);
     case 3:
       return launch<T, P, kGated, kBlockRow, 3>(a, stream);
-    case 4:
+    default:
       return launch<T, P, kGated, kBlockRow, 4>(a, stream);
   }
 }
 
 template <class T, class P>
-void launch(const mtgr_norm_args& a, cudaStream_t stream) {
+cudaError_t launch(const mtgr_norm_args& a, cudaStream_t stream) {
   if (a.dim <= kWarpRowDim)
-    a.gate ? launch<T, P, true, false>(a, stream) : launch<T, P, false, false>(a, stream);
-  else
-    a.gate ? launch<T, P, true, true>(a, stream) : launch<T, P, false, true>(a, stream);
+    return a.gate ? launch<T, P, true, false>(a, stream) : launch<T, P, false, false>(a, stream);
+  return a.gate ? launch<T, P, true, true>(a, stream) : launch<T, P, false, true>(a, stream);
 }
 
 template <class T>
-void launch(const mtgr_norm_args& a, cudaStream_t stream) {
-  if (a.parameter_dtype == MTGR_FLOAT32)
-    launch<T, float>(a, stream);
-  else
-    launch<T, T>(a, stream);
+cudaError_t launch(const mtgr_norm_args& a, cudaStream_t stream) {
+  return a.parameter_dtype == MTGR_FLOAT32 ? launch<T, float>(a, stream) : launch<T, T>(a, stream);
+}
+
+cudaError_t launch(const mtgr_norm_args& a, cudaStream_t stream) {
+  switch (a.dtype) {
+    case MTGR_FLOAT32:
+      return launch<float, float>(a, stream);
+    case MTGR_FLOAT16:
+      return launch<__half>(a, stream);
+    default:
+      return launch<__nv_bfloat16>(a, stream);
+  }
 }
 
 int check(const mtgr_norm_args& a) {
@@ -177,15 +185,5 @@ int check(const mtgr_norm_args& a) {
 extern "C" int mtgr_group_layer_norm(const mtgr_norm_args* args, mtgr_stream stream) {
   if (int status = check(*args)) return status;
   if (args->rows == 0) return MTGR_OK;
-  switch (args->dtype) {
-    case MTGR_FLOAT32:
-      launch<float, float>(*args, stream);
-      break;
-    case MTGR_FLOAT16:
-      launch<__half>(*args, stream);
-      break;
-    default:
-      launch<__nv_bfloat16>(*args, stream);
-  }
-  return cuda_status(cudaGetLastError(), "group_layer_norm");
+  return cuda_status(launch(*args, stream), "group_layer_norm");
 }

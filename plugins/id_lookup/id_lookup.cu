@@ -3,6 +3,7 @@
 
 #include "error.h"
 #include "mtgr_ops.h"
+#include "probe.cuh"
 
 namespace {
 
@@ -13,21 +14,7 @@ __global__ void __launch_bounds__(kThreads)
               int log_capacity, int max_probe, int32_t* rows_out) {
   const int i = blockIdx.x * kThreads + threadIdx.x;
   if (i >= count) return;
-  const int64_t id = ids[i];
-  const uint64_t x = static_cast<uint64_t>(id);
-  const uint64_t hash = (x ^ (x >> 32)) * 0x9E3779B97F4A7C15ull;
-  const uint64_t mask = (uint64_t{1} << log_capacity) - 1;
-  uint64_t slot = log_capacity == 0 ? 0 : hash >> (64 - log_capacity);
-  int32_t row = 0;
-  for (int probe = 0; probe < max_probe; ++probe, slot = (slot + 1) & mask) {
-    const int32_t candidate = __ldg(rows + slot);
-    if (candidate == 0) break;  // an empty slot ends the chain: nothing is ever deleted
-    if (__ldg(keys + slot) == id) {
-      row = candidate;
-      break;
-    }
-  }
-  rows_out[i] = row;
+  rows_out[i] = mtgr::find_row(ids[i], keys, rows, log_capacity, max_probe);
 }
 
 }  // namespace

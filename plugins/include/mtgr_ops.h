@@ -20,7 +20,7 @@ extern "C" {
 #define MTGR_API __attribute__((visibility("default")))
 
 /* Raised with every change of a signature or a struct below; the loaders compare it. */
-#define MTGR_ABI_VERSION 2
+#define MTGR_ABI_VERSION 3
 
 typedef enum { MTGR_FLOAT32 = 0, MTGR_FLOAT16 = 1, MTGR_BFLOAT16 = 2 } mtgr_dtype;
 
@@ -89,15 +89,13 @@ MTGR_API int mtgr_attention(const mtgr_attention_args* args, void* partials, voi
                             mtgr_stream stream);
 
 /* out[t] = (z - mean(z)) / sqrt(var(z) + eps) * weight[group[t]] + bias[group[t]], where z = x[t],
- * or x[t] * gate[t] if gate is given, or x[t] * silu(gate[t]) if silu_gate is set too; statistics
- * in fp32. gate rows may be strided. */
+ * or x[t] * gate[t] if gate is given; statistics in fp32. gate rows may be strided. */
 typedef struct {
   int32_t dtype;           /* of x, gate and out */
   int32_t parameter_dtype; /* of weight and bias: dtype or MTGR_FLOAT32 */
   int32_t rows;
   int32_t dim; /* a multiple of 8, at most 8192 */
   int32_t groups;
-  int32_t silu_gate; /* saves a pass over the u columns of a projection */
   float eps;
   const void* x;
   const void* gate; /* or null */
@@ -111,15 +109,146 @@ typedef struct {
 
 MTGR_API int mtgr_group_layer_norm(const mtgr_norm_args* args, mtgr_stream stream);
 
-/* x = silu(x) in place, on rows of `columns` (a multiple of 8) elements. */
-MTGR_API int mtgr_silu(int32_t dtype, void* x, int32_t rows, int32_t columns, int64_t row_stride,
-                       mtgr_stream stream);
+/* What a launch of products makes of y = x W^T + bias. */
+typedef enum {
+  MTGR_LINEAR_STORE = 0,
+  MTGR_LINEAR_SILU = 1,    /* silu(y) */
+  MTGR_LINEAR_RESIDUAL = 2 /* y + residual */
+} mtgr_linear_epilogue;
+
+/* One product; row i of the result goes to row out_rows[i] of out, or i. All sums are in fp32 and
+ * rounded once. Addresses and row strides are multiples of 16 bytes. */
+typedef struct {
+  int32_t rows;
+  int32_t columns;         /* of out; a multiple of 8 */
+  int32_t depth;           /* columns of x and of the weight; a multiple of 8 */
+  int32_t out_dtype;       /* that of x, or MTGR_FLOAT32 */
+  const void* x;           /* [rows, depth] */
+  const void* weight;      /* [columns, depth], contiguous */
+  const float* bias;       /* [columns], or null */
+  const void* residual;    /* [rows, columns] in x's dtype; null without its epilogue */
+  const int32_t* out_rows; /* [rows], or null */
+  void* out;
+  int64_t x_stride; /* elements from row to row */
+  int64_t residual_stride;
+  int64_t out_stride;
+} mtgr_linear_args;
+
+/* Up to 4 products in one launch, none of which reads what another writes. fp16 or bf16; compute
+ * capability 9.0. Weights and biases must have been written before
+ * the stream's last kernel started. */
+MTGR_API int mtgr_linear(int32_t dtype, int32_t epilogue, const mtgr_linear_args* problems,
+                         int32_t count, mtgr_stream stream);
 
 /* rows_out[i] = the row of ids[i] in a frozen open-addressing table, 0 if absent.
  * capacity is a power of two; a slot whose row is 0 is empty; at most max_probe slots are read. */
 MTGR_API int mtgr_id_lookup(const int64_t* ids, int32_t count, const int64_t* keys,
                             const int32_t* rows, int64_t capacity, int32_t max_probe,
                             int32_t* rows_out, mtgr_stream stream);
+
+/* Features of a packed batch -> 16-bit rows for a product, and the frame of its tokens. What of it
+ * never changes (vectors, numbers, tables) lies in device memory, written once. */
+typedef enum {
+  MTGR_SOURCE_INT64 = 0,
+  MTGR_SOURCE_INT32 = 1,
+  MTGR_SOURCE_UINT8 = 2,
+  MTGR_SOURCE_FLOAT32 = 3,
+  MTGR_SOURCE_FLOAT16 = 4
+} mtgr_source_dtype;
+
+/* One array of the batch, row-major. */
+typedef struct {
+  const void* data;
+  int32_t dtype;      /* mtgr_source_dtype */
+  int32_t width;      /* values a row */
+  int32_t of_request; /* 1: a row a request, read by all rows of the request; 0: a row of its own */
+} mtgr_source;
+
+/* Vectors by id through a frozen open-addressing table (see mtgr_id_lookup), or by the value itself
+ * where keys is null; then one of `count` or more reads row 0. */
+typedef struct {
+  const int64_t* keys;
+  const int32_t* rows;
+  const void* values;   /* [count, width], in the type of the output */
+  int32_t log_capacity; /* of keys and rows */
+  int32_t max_probe;
+  int32_t count;
+  int32_t width; /* a multiple of 8 */
+} mtgr_table;
+
+typedef enum {
+  MTGR_NUMBER_PLAIN = 0,   /* (x - shift) * scale */
+  MTGR_NUMBER_LOG = 1,     /* (sign(x) log(1 + |x|) - shift) * scale */
+  MTGR_NUMBER_BIN = 2,     /* (x - shift) * scale, clamped to [0, 1] */
+  MTGR_NUMBER_CONSTANT = 3 /* shift */
+} mtgr_number_kind;
+
+typedef struct {
+  int32_t kind;   /* mtgr_number_kind */
+  int32_t column; /* of the vector's source */
+  float shift;
+  float scale;
+} mtgr_number;
+
+/* Eight columns of the output: a part of one embedding, or eight numbers of one source. */
+typedef struct {
+  int32_t source; /* index of mtgr_features.sources */
+  int32_t table;  /* index of mtgr_features.tables; -1: numbers */
+  int32_t column; /* of the source: the id's */
+  int32_t first;  /* the embedding's first column, or the index of the first of eight numbers */
+  int32_t token;  /* the only token of its row that has it, the others' being 0; -1: all have it */
+} mtgr_vector;
+
+#define MTGR_SOURCES 6
+
+/* One segment: out[row] = its vectors one after the other. Each source row makes `tokens` rows. */
+typedef struct {
+  int32_t rows; /* of out */
+  int32_t tokens;
+  int32_t vectors; /* columns of out / 8 */
+  int32_t batch;
+  const mtgr_vector* vector; /* [vectors], and so on: device memory */
+  const mtgr_number* numbers;
+  const mtgr_table* tables;
+  const int32_t* offsets; /* [batch + 1]: the requests' rows, for sources of requests */
+  mtgr_source sources[MTGR_SOURCES];
+  void* out; /* [rows, 8 vectors], contiguous */
+} mtgr_features;
+
+/* Where each token of the batch stands. Tokens are made by segment: all profile tokens, then all
+ * lifelong ones; among the static rows each request's profile comes before its sequence. */
+typedef struct {
+  int32_t batch;
+  int32_t profile_tokens;          /* of one request */
+  int32_t rows[3];                 /* lifelong, real-time, candidate; padding rows included */
+  int32_t groups[4];               /* of profile, lifelong, real-time, candidate */
+  int32_t visible_dtype;           /* MTGR_SOURCE_UINT8 or MTGR_SOURCE_INT32 */
+  const int32_t* lifelong_offsets; /* [batch + 1] */
+  const void* rt_visible;          /* [rows[1]] */
+  const void* candidate_visible;   /* [rows[2]] */
+  int32_t* static_offsets;         /* out [batch + 1] */
+  int32_t* static_rows;           /* out [batch * profile_tokens + rows[0]]: a token's static row */
+  int32_t* group;                 /* out [static, then rows[1], then rows[2]] */
+  int32_t* rt_visible_out;        /* out [rows[1]] */
+  int32_t* candidate_visible_out; /* out [rows[2]] */
+} mtgr_frame;
+
+/* Up to 4 segments and the frame in one launch. */
+MTGR_API int mtgr_tokens(int32_t dtype, const mtgr_features* segments, int32_t count,
+                         const mtgr_frame* frame, mtgr_stream stream);
+
+/* out[task][row] = sigmoid(hidden[row][task] . weight[task] + bias[task]), all in fp32. */
+typedef struct {
+  int32_t rows;
+  int32_t tasks;
+  int32_t width;       /* of one task's hidden layer */
+  const float* hidden; /* [rows, tasks, width] */
+  const float* weight; /* [tasks, width] */
+  const float* bias;   /* [tasks] */
+  float* out;          /* [tasks, rows] */
+} mtgr_scores_args;
+
+MTGR_API int mtgr_task_scores(const mtgr_scores_args* args, mtgr_stream stream);
 
 #ifdef __cplusplus
 }

@@ -25,11 +25,13 @@ from engine_build.runtime.buckets import (
     size_of,
     tokens,
 )
-from engine_build.runtime.cuda_graph import CudaGraphEngine, Slot
-from engine_build.runtime.manifest import Limits, PackageError
+from engine_build.runtime.cuda_graph import CudaGraphEngine, Slot, computation
+from engine_build.runtime.manifest import Limits, PackageError, Precision
 from engine_build.runtime.package import open_package
+from engine_build.runtime.plan import Plan
 from engine_build.serving import Serving
 from model_def.checkpoint import Checkpoint
+from model_def.config import PRESETS
 from tests.model_def import cases
 
 LARGEST = Limits(requests=4, lifelong=4000, realtime=400, candidates=4000)
@@ -177,6 +179,31 @@ def test_captured_equals_pytorch(
         for task, wanted in expected.items():
             np.testing.assert_allclose(scores[task], wanted, rtol=0, atol=TOLERANCE["float16"])
     assert engine.uncaptured_runs == before
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+@pytest.mark.parametrize("preset", ["tiny", "small"])
+def test_plan_equals_the_module(precision: Precision, preset: str) -> None:
+    """The planned launches score as the module does, for ragged requests and padded buckets."""
+    device = torch.device("cuda")
+    if torch.cuda.get_device_capability(device)[0] != 9:
+        pytest.skip("NOT CHECKED: the plan is for compute capability 9.0")
+    model = cases.model(PRESETS[preset])
+    plan = computation(model, precision, device)
+    assert isinstance(plan, Plan)
+    rng = np.random.default_rng(3)
+    for sizes in ([(7, 3, 5)], [(0, 0, 1)], [(7, 3, 5), (0, 0, 1), (12, 5, 60), (12, 0, 7)]):
+        batch = random_batch(cases.SCHEMA, rng, sizes)
+        slot = Slot(cases.SCHEMA, LARGEST.model_copy(update={"lifelong": 70}), device)
+        slot.fill(batch)
+        with torch.inference_mode():
+            scores = plan(slot.arrays)[:, : batch.candidates].cpu().numpy()
+        wanted = pytorch_scores(model, batch)
+        for got, task in zip(scores, model.config.tasks, strict=True):
+            # bf16 keeps three bits fewer; PyTorch's own bf16 differs as much from float32.
+            atol = 2e-3 if precision == "float16" else 4e-3
+            np.testing.assert_allclose(got, wanted[task], rtol=0, atol=atol)
 
 
 @pytest.mark.gpu

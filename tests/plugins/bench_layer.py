@@ -1,8 +1,8 @@
 """Time of one HSTU layer on a GPU and of each of its parts: python -m tests.plugins.bench_layer
 
-bf16, d_model 768 (3 heads of 256), S+U 1100, R 100, K 500. Products and the residual by PyTorch's
-library, the rest by the kernels; the gated norm applies SiLU to u, so that the pass over the
-projection leaves its u columns out. Ten calls in a graph, median of the replays.
+bf16, d_model 768 (3 heads of 256), S+U 1100, R 100, K 500: the five launches of a layer as the
+engine's plan makes them, and what PyTorch's library takes for the products alone. Ten calls in
+a graph, median of the replays.
 """
 
 import statistics
@@ -14,6 +14,7 @@ from torch.nn.functional import linear
 
 from model_def import ops
 from plugins import loader
+from plugins.fused import Product, products
 
 D, HEADS, STATIC, REALTIME, CANDIDATES = 768, 3, 1100, 100, 500
 
@@ -46,8 +47,8 @@ def bench(kernels: loader.Library, batch: int) -> dict[str, float]:
     def integers(values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int32, device="cuda")
 
-    x, weight, bias = random(rows, D), random(4 * D, D, scale=D**-0.5), random(4 * D)
-    out_weight, out_bias = random(D, D, scale=D**-0.5), random(D)
+    x, weight, bias = random(rows, D), random(4 * D, D, scale=D**-0.5), random(4 * D).float()
+    out_weight, out_bias = random(D, D, scale=D**-0.5), random(D).float()
     affine = [random(4, D) for _ in range(4)]
     group = torch.randint(0, 4, (rows,), dtype=torch.int32, device="cuda")
     offsets = [integers([n * b for b in range(batch + 1)]) for n in (STATIC, REALTIME, CANDIDATES)]
@@ -57,11 +58,9 @@ def bench(kernels: loader.Library, batch: int) -> dict[str, float]:
         return ops.group_layer_norm(x, group, affine[0], affine[1], 1e-6)
 
     def project(n: Tensor) -> Tensor:
-        return linear(n, weight, bias)
-
-    def activate(uvqk: Tensor) -> Tensor:
-        kernels.silu_(uvqk[:, D:])
-        return uvqk
+        out = torch.empty(rows, 4 * D, dtype=n.dtype, device=n.device)
+        products(kernels, Product(n, weight, bias, out), silu=True)
+        return out
 
     def attend(uvqk: Tensor) -> Tensor:
         _, v, q, k = uvqk.view(rows, 4, HEADS, D // HEADS).unbind(1)
@@ -70,32 +69,33 @@ def bench(kernels: loader.Library, batch: int) -> dict[str, float]:
         )
 
     def gate(a: Tensor, uvqk: Tensor) -> Tensor:
-        u = uvqk[:, :D]
-        return kernels.silu_gated_group_layer_norm(
-            a.flatten(1), u, group, affine[2], affine[3], 1e-12
+        return ops.gated_group_layer_norm(
+            a.flatten(1), uvqk[:, :D], group, affine[2], affine[3], 1e-12
         )
 
     def output(g: Tensor) -> Tensor:
-        return linear(g, out_weight, out_bias)
+        out = torch.empty_like(x)
+        products(kernels, Product(g, out_weight, out_bias, out, residual=x))
+        return out
 
     def layer() -> Tensor:
-        uvqk = activate(project(norm()))
-        return output(gate(attend(uvqk), uvqk)).add_(x)
+        uvqk = project(norm())
+        return output(gate(attend(uvqk), uvqk))
 
     n = norm()
-    uvqk = activate(project(n))
+    uvqk = project(n)
     attended = attend(uvqk)
     gated = gate(attended, uvqk)
-    result = output(gated)
+    halves = bias.to(x.dtype), out_bias.to(x.dtype)
     parts: dict[str, Callable[[], object]] = {
         "norm": norm,
-        "projection": lambda: project(n),
-        "silu": lambda: activate(uvqk),
+        "projection + SiLU": lambda: project(n),
         "attention": lambda: attend(uvqk),
         "gated norm": lambda: gate(attended, uvqk),
-        "output": lambda: output(gated),
-        "residual": lambda: result.add_(x),
+        "output + residual": lambda: output(gated),
         "layer": layer,
+        "library's projection": lambda: linear(n, weight, halves[0]),
+        "library's output": lambda: linear(gated, out_weight, halves[1]),
     }
     return {name: median_us(call) for name, call in parts.items()}
 

@@ -14,6 +14,7 @@ from model_def import ops
 from model_def.id_table import IdTable
 from model_def.reference import dense_mask
 from plugins import loader
+from plugins.fused import Product, products
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("kernels")]
 
@@ -187,23 +188,45 @@ def test_norms_equal_their_definition(dtype: torch.dtype, dim: int, gated: bool)
     assert relative(ours, exact) < limit
 
 
-def test_silu_in_the_gate_equals_silu_before_it(kernels: loader.Library) -> None:
-    """A pass over v, q, k and the gated norm's own SiLU of u replace the pass over u, v, q, k."""
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["plain", "silu", "residual"])
+def test_fused_products(kernels: loader.Library, dtype: torch.dtype, kind: str) -> None:
+    """Two products in one launch, rows scattered, equal float64 up to one rounding, and touch
+    nothing else."""
     torch.manual_seed(0)
-    x, uvqk = (torch.randn(301, n).bfloat16().cuda() for n in (768, 4 * 768))
-    group = torch.randint(0, 4, (301,), dtype=torch.int32).cuda()
-    weight, bias = torch.randn(4, 768).cuda(), torch.randn(4, 768).cuda()
-    exact = silu(uvqk.double())
-    rest = (group, weight, bias, 1e-6)
-    z = x.double() * exact[:, :768]
-    z = (z - z.mean(1, keepdim=True)) / (z.var(1, unbiased=False, keepdim=True) + 1e-6).sqrt()
-    expected = z * weight.double()[group.long()] + bias.double()[group.long()]
-    u = uvqk[:, :768].clone()
-    kernels.silu_(uvqk[:, 768:])
-    assert torch.equal(uvqk[:, :768], u)
-    assert relative(uvqk[:, 768:], exact[:, 768:]) < 3e-3
-    ours = kernels.silu_gated_group_layer_norm(x, uvqk[:, :768], *rest)
-    assert relative(ours, expected) < 3e-3
+    made, expected = [], []
+    for rows, columns, depth in ((301, 776, 264), (70, 96, 768)):
+        x, weight = torch.randn(rows, depth).to(dtype), (torch.randn(columns, depth) / 16).to(dtype)
+        bias, residual = torch.randn(columns), torch.randn(rows, columns).to(dtype)
+        to = torch.randperm(rows + 9, dtype=torch.int32)[:rows]
+        y = x.double() @ weight.double().T + bias.double()
+        y = silu(y) if kind == "silu" else y + residual.double() * (kind == "residual")
+        out = torch.full((rows + 9, columns), 7.0, dtype=dtype)
+        want = out.double().index_copy(0, to.long(), y)
+        expected.append(want)
+        on_gpu = [t.cuda() for t in (x, weight, bias, out)]
+        more = residual.cuda() if kind == "residual" else None
+        made.append(Product(*on_gpu, residual=more, out_rows=to.cuda()))
+    products(kernels, *made, silu=kind == "silu")
+    for product, want in zip(made, expected, strict=True):
+        assert relative(product.out.cpu(), want) < (5e-4 if dtype == torch.float16 else 3e-3)
+        untouched = (want == 7.0).all(1)
+        assert untouched.sum() == 9
+        assert (product.out.cpu()[untouched] == 7.0).all()
+
+
+def test_products_name_what_does_not_fit(kernels: loader.Library) -> None:
+    """A bias of another type, an odd width or a misaligned row is an error before any launch."""
+    x, weight = torch.zeros(4, 16).half().cuda(), torch.zeros(8, 16).half().cuda()
+    bias, out = torch.zeros(8).cuda(), torch.zeros(4, 8).half().cuda()
+    for arguments, message in (
+        ((x, weight, bias.half(), out), "bias: expected torch.float32"),
+        ((x, weight[:7], bias[:7], out[:, :7]), "weight: .* multiples of 8"),
+        ((x.float(), weight.float(), bias, out.float()), "dtype"),
+        ((x, weight, bias, torch.zeros(4, 9).half().cuda()[:, 1:]), "out: expected an address"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            products(kernels, Product(*arguments))
 
 
 def test_id_lookup_equals_the_cpu() -> None:

@@ -50,6 +50,14 @@ def test_the_structs_are_those_of_the_header(tmp_path: Path) -> None:
         "mtgr_attention_args": abi.AttentionArgs,
         "mtgr_attention_memory": abi.AttentionMemory,
         "mtgr_norm_args": abi.NormArgs,
+        "mtgr_linear_args": abi.LinearArgs,
+        "mtgr_source": abi.Source,
+        "mtgr_table": abi.Table,
+        "mtgr_number": abi.Number,
+        "mtgr_vector": abi.Vector,
+        "mtgr_features": abi.Features,
+        "mtgr_frame": abi.Frame,
+        "mtgr_scores_args": abi.ScoresArgs,
     }
     lines = ['printf("%d\\n", MTGR_ABI_VERSION);']
     expected = [abi.ABI_VERSION]

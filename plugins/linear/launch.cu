@@ -1,0 +1,103 @@
+// Encodes the tensor maps of a launch and starts the kernel of one tile shape.
+#include "encoder.h"
+#include "kernel.cuh"
+
+namespace mtgr::linear {
+namespace {
+
+bool encode(CUtensorMap& map, mtgr_dtype dtype, const void* data, int rows, int columns,
+            int64_t stride, int box_rows) {
+  const cuuint64_t shape[2] = {cuuint64_t(columns), cuuint64_t(rows)};
+  const cuuint64_t strides[1] = {cuuint64_t(stride) * 2};
+  const cuuint32_t box[2] = {kDepth, cuuint32_t(box_rows)};
+  const cuuint32_t steps[2] = {1, 1};
+  const auto type =
+      dtype == MTGR_FLOAT16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+  return tensor_map_encoder()(&map, type, 2, const_cast<void*>(data), shape, strides, box, steps,
+                              CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                              CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                              CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+}
+
+bool describe(Launch& launch, mtgr_dtype dtype, const mtgr_linear_args* problems, int count,
+              const Tile& tile) {
+  for (int i = 0; i < count; ++i) {
+    const mtgr_linear_args& a = problems[i];
+    if (a.rows == 0) continue;
+    Problem& p = launch.problems[launch.count++];
+    const int across = (a.columns - 1) / (tile.columns * tile.cluster) + 1;
+    if (!encode(p.x, dtype, a.x, a.rows, a.depth, a.x_stride, tile.rows() / tile.cluster) ||
+        !encode(p.weight, dtype, a.weight, a.columns, a.depth, a.depth, tile.columns))
+      return false;
+    p.bias = a.bias;
+    p.residual = a.residual;
+    p.out_rows = a.out_rows;
+    p.out = a.out;
+    p.residual_stride = a.residual_stride;
+    p.out_stride = a.out_stride;
+    p.rows = a.rows;
+    p.columns = a.columns;
+    p.blocks_deep = (a.depth - 1) / kDepth + 1;
+    p.across = across;
+    p.first_unit = launch.units;
+    p.float_output = a.out_dtype == MTGR_FLOAT32;
+    launch.units += across * ((a.rows - 1) / tile.rows() + 1);
+  }
+  return true;
+}
+
+template <class T, int kTile, Epilogue kEpilogue>
+cudaError_t start(const Launch& launch, int processors, cudaStream_t stream) {
+  constexpr Tile kShape = kTiles[kTile];
+  if constexpr (kEpilogue == kAddResidual && !kShape.takes_residual()) {
+    return cudaErrorNotSupported;
+  } else {
+    auto* kernel = linear<T, kShape.blocks, kShape.columns, kShape.cluster, kEpilogue>;
+    constexpr int kBytes = sizeof(Shared<kShape.blocks, kShape.columns>);
+    static_assert(kBytes <= kSharedLimit);
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+    if (error != cudaSuccess) return error;
+    const unsigned clusters = min(launch.units, processors / kShape.cluster);
+    const Shape shape{clusters * kShape.cluster, 128 * (1 + kConsumers), kBytes,
+                      unsigned(kShape.cluster)};
+    return mtgr::launch(kernel, shape, stream, launch);
+  }
+}
+
+template <class T, Epilogue kEpilogue, int kTile = 0>
+cudaError_t start(int tile, const Launch& launch, int processors, cudaStream_t stream) {
+  if constexpr (kTile == kTileCount)
+    return cudaErrorInvalidValue;
+  else if (tile == kTile)
+    return start<T, kTile, kEpilogue>(launch, processors, stream);
+  else
+    return start<T, kEpilogue, kTile + 1>(tile, launch, processors, stream);
+}
+
+template <class T>
+cudaError_t start(Epilogue epilogue, int tile, const Launch& launch, int processors,
+                  cudaStream_t stream) {
+  switch (epilogue) {
+    case kStore:
+      return start<T, kStore>(tile, launch, processors, stream);
+    case kSilu:
+      return start<T, kSilu>(tile, launch, processors, stream);
+    default:
+      return start<T, kAddResidual>(tile, launch, processors, stream);
+  }
+}
+
+}  // namespace
+
+cudaError_t launch_linear(mtgr_dtype dtype, Epilogue epilogue, const mtgr_linear_args* problems,
+                          int count, int tile, int processors, cudaStream_t stream) {
+  if (tensor_map_encoder() == nullptr) return cudaErrorNotSupported;
+  Launch launch{};
+  if (!describe(launch, dtype, problems, count, kTiles[tile])) return cudaErrorInvalidValue;
+  if (launch.units == 0) return cudaSuccess;
+  auto* run = dtype == MTGR_FLOAT16 ? start<__half> : start<__nv_bfloat16>;
+  return run(epilogue, tile, launch, processors, stream);
+}
+
+}  // namespace mtgr::linear

@@ -1,0 +1,99 @@
+// The C launcher: checks what the host can see, and picks the tile shape.
+#include <algorithm>
+#include <cstdint>
+
+#include "error.h"
+#include "problem.h"
+
+namespace mtgr::linear {
+namespace {
+
+int check(const mtgr_linear_args& a) {
+  if (a.rows < 0) return invalid("x: %d rows", a.rows);
+  if (a.columns < 8 || a.columns % 8 != 0 || a.depth < 8 || a.depth % 8 != 0)
+    return invalid("weight: [%d, %d], expected multiples of 8", a.columns, a.depth);
+  if (a.rows == 0) return MTGR_OK;
+  if (!a.x || !aligned16(a.x, 2, a.x_stride))
+    return invalid("x: expected an address and a row stride that are multiples of 16 bytes");
+  if (!a.weight || !aligned16(a.weight, 2, 0))
+    return invalid("weight: expected an address that is a multiple of 16 bytes");
+  if (!aligned16(a.bias, 4, 0)) return invalid("bias: expected a multiple of 16 bytes");
+  if (!aligned16(a.residual, 2, a.residual_stride))
+    return invalid("residual: expected multiples of 16 bytes");
+  if (!a.out || !aligned16(a.out, 2, a.out_stride))
+    return invalid("out: expected an address and a row stride that are multiples of 16 bytes");
+  return MTGR_OK;
+}
+
+// Clocks of the slowest block, roughly: its tiles' stages, each bound by the matrix units (2048
+// products a clock) or by the copies into shared memory, and the tiles' way out.
+double clocks(const mtgr_linear_args* problems, int count, int processors, const Tile& tile) {
+  constexpr double kBytesAClock = 46, kStart = 1500, kStripClocks = 150;
+  const double stage =
+      std::max(tile.rows() * tile.columns * kDepth / 2048.0,
+               (tile.rows() / tile.cluster + tile.columns) * kDepth * 2 / kBytesAClock);
+  double work = 0, deepest = 0;
+  int units = 0;
+  for (int i = 0; i < count; ++i) {
+    const mtgr_linear_args& a = problems[i];
+    if (a.rows == 0) continue;
+    const int across = (a.columns - 1) / (tile.columns * tile.cluster) + 1;
+    const int mine = across * ((a.rows - 1) / tile.rows() + 1);
+    const double deep = ((a.depth - 1) / kDepth + 1) * stage + kStripClocks * tile.columns / 32;
+    units += mine;
+    work += mine * deep;
+    deepest = std::max(deepest, deep);
+  }
+  if (units == 0) return 0;
+  const int clusters = processors / tile.cluster;
+  const int rounds = (units - 1) / clusters + 1;
+  return kStart + std::max(deepest, rounds * work / units);
+}
+
+}  // namespace
+
+int choose_tile(Epilogue epilogue, const mtgr_linear_args* problems, int count, int processors) {
+  int best = 0;
+  double least = 1e300;
+  for (int i = 0; i < kTileCount; ++i) {
+    if (epilogue == kAddResidual && !kTiles[i].takes_residual()) continue;
+    const double taken = clocks(problems, count, processors, kTiles[i]);
+    if (taken < least) best = i, least = taken;
+  }
+  return best;
+}
+
+}  // namespace mtgr::linear
+
+using namespace mtgr;
+
+extern "C" int mtgr_linear(int32_t dtype, int32_t epilogue, const mtgr_linear_args* problems,
+                           int32_t count, mtgr_stream stream) {
+  if (dtype != MTGR_FLOAT16 && dtype != MTGR_BFLOAT16)
+    return invalid("dtype: %d, expected float16 or bfloat16", dtype);
+  if (count < 0 || count > linear::kMostProblems)
+    return invalid("problems: %d, expected at most %d", count, linear::kMostProblems);
+  if (epilogue < MTGR_LINEAR_STORE || epilogue > MTGR_LINEAR_RESIDUAL)
+    return invalid("epilogue: %d", epilogue);
+  for (int i = 0; i < count; ++i) {
+    if ((problems[i].residual != nullptr) != (epilogue == MTGR_LINEAR_RESIDUAL) &&
+        problems[i].rows > 0)
+      return invalid("residual: expected with its epilogue, and with no other");
+    if (problems[i].out_dtype != dtype && problems[i].out_dtype != MTGR_FLOAT32)
+      return invalid("out: dtype %d, expected that of x or float32", problems[i].out_dtype);
+    if (int status = linear::check(problems[i])) return status;
+  }
+  int device = 0, major = 0, processors = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  if (error != cudaSuccess) return cuda_status(error, "device properties");
+  if (major != 9) return invalid("device: compute capability %d.x, expected 9.0", major);
+  const auto last = static_cast<linear::Epilogue>(epilogue);
+  const int tile = linear::choose_tile(last, problems, count, processors);
+  return cuda_status(linear::launch_linear(static_cast<mtgr_dtype>(dtype), last, problems, count,
+                                           tile, processors, stream),
+                     "linear (sm_90a)");
+}

@@ -1,0 +1,61 @@
+// One launch of the products as the kernel gets it, and the tile shapes that exist.
+#pragma once
+
+#include <cuda.h>
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "mtgr_ops.h"
+
+namespace mtgr::linear {
+
+constexpr int kMostProblems = 4;  // of one launch
+constexpr int kDepth = 64;        // columns of x and of the weight a stage holds: 128 bytes a row
+
+constexpr int kConsumers = 2;  // warpgroups that multiply
+
+// What happens to x W^T + bias.
+enum Epilogue { kStore, kSilu, kAddResidual };
+
+// A tile of the output: each consumer computes `blocks` times 64 rows by `columns`. `cluster`
+// thread blocks take neighbouring tiles of one row of tiles and load its part of x once for all of
+// them.
+struct Tile {
+  int blocks, columns, cluster;
+  constexpr int rows() const { return 64 * kConsumers * blocks; }
+  // Whether registers are left to hold residual rows while they are awaited.
+  constexpr bool takes_residual() const { return blocks * columns <= 256; }
+};
+
+constexpr Tile kTiles[] = {{1, 64, 2},  {1, 96, 2},  {1, 128, 2}, {1, 192, 2},
+                           {1, 256, 2}, {2, 128, 2}, {2, 176, 2}};
+constexpr int kTileCount = sizeof kTiles / sizeof *kTiles;
+
+struct Problem {
+  CUtensorMap x, weight;
+  const float* bias;
+  const void* residual;
+  const int32_t* out_rows;
+  void* out;
+  int64_t residual_stride, out_stride;  // elements
+  int rows, columns;
+  int blocks_deep;   // of kDepth
+  int across;        // clusters of tiles in a row of tiles
+  int first_unit;    // of this problem among all units; a unit is one cluster's tiles
+  int float_output;  // a flag
+};
+
+struct Launch {
+  Problem problems[kMostProblems];
+  int count, units;
+};
+
+// The tile shape that suits these problems, as an index of kTiles.
+int choose_tile(Epilogue epilogue, const mtgr_linear_args* problems, int count, int processors);
+
+// Runs checked problems with the given tile shape.
+cudaError_t launch_linear(mtgr_dtype dtype, Epilogue epilogue, const mtgr_linear_args* problems,
+                          int count, int tile, int processors, cudaStream_t stream);
+
+}  // namespace mtgr::linear
