@@ -21,6 +21,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   Shared& shared = *reinterpret_cast<Shared*>(raw);
   if (threadIdx.x == 0) shared.init();
   if (threadIdx.x < 32) prefetch_offsets(p);
+  if (threadIdx.x == 32) prefetch_maps(maps);
   __syncthreads();
 
   const int warpgroup = threadIdx.x / 128;

@@ -7,6 +7,15 @@
 
 namespace mtgr::hopper {
 
+// The first copies then do not wait for their maps.
+__device__ inline void prefetch_maps(const Maps& maps) {
+  prefetch_map(&maps.q);
+  prefetch_map(&maps.static_k);
+  prefetch_map(&maps.static_v);
+  prefetch_map(&maps.recent_k);
+  prefetch_map(&maps.recent_v);
+}
+
 // Fills the work list.
 __device__ inline void schedule(const Problem& p, Shared& shared) {
   Ring<kWorks> ring;

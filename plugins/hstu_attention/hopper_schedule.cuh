@@ -27,6 +27,11 @@ constexpr int kMaxRounds = 4;      // bounds the memory for partial sums
 // Whether each tile gets blocks of its own.
 __host__ __device__ constexpr bool few_tiles(int tiles, int blocks) { return 2 * tiles <= blocks; }
 
+// Units of static keys, then of real-time keys.
+__device__ inline int units_of(int static_keys, int rt_keys) {
+  return ceil_div(static_keys, kTileN) + ceil_div(rt_keys, kTileN);
+}
+
 // The units [unit_begin, unit_end) of one tile: first static keys, then real-time keys, then
 // (candidates) a self unit for each 64 query rows.
 struct Work {
@@ -45,7 +50,7 @@ struct Work {
   int owners;  // the first ones of the parts
 
   __device__ int static_units() const { return ceil_div(static_keys, kTileN); }
-  __device__ int ranged_units() const { return static_units() + ceil_div(rt_keys, kTileN); }
+  __device__ int ranged_units() const { return units_of(static_keys, rt_keys); }
   __device__ int units() const {
     return ranged_units() + (segment == kCandidate ? ceil_div(rows, kTileN) : 0);
   }
@@ -54,127 +59,148 @@ struct Work {
 // The tiles of one head of one request: those of the first query segment, then of the next.
 struct Request {
   Range rows[kSegments];
-  int first_segment;
+  int tiles[kSegments], all_tiles = 0;
 
-  __device__ Request(const Problem& p, int request) : first_segment(p.first_query_segment) {
+  __device__ Request(const Problem& p, int request) {
 #pragma unroll
-    for (int s = 0; s < kSegments; ++s) rows[s] = request_rows(p, s, request);
+    for (int s = 0; s < kSegments; ++s) {
+      rows[s] = request_rows(p, s, request);
+      tiles[s] = s < p.first_query_segment ? 0 : ceil_div(rows[s].size(), kTileM);
+      all_tiles += tiles[s];
+    }
   }
-  __device__ int tiles(int segment) const {
-    return segment < first_segment ? 0 : ceil_div(rows[segment].size(), kTileM);
-  }
-  __device__ int tiles() const { return tiles(kStatic) + tiles(kRealtime) + tiles(kCandidate); }
 
-  // Everything about a tile but its units and parts.
-  __device__ Work tile(const Problem& p, int head, int index) const {
+  // Real-time keys of a tile of a segment.
+  __device__ int rt_keys(int segment, int tile) const {
+    const int recent = rows[kRealtime].size();
+    return segment == kStatic     ? 0
+           : segment == kRealtime ? min(recent, (tile + 1) * kTileM)
+                                  : recent;
+  }
+  // Units of static and real-time keys of a tile.
+  __device__ int ranged_units(int segment, int tile) const {
+    return units_of(rows[kStatic].size(), rt_keys(segment, tile));
+  }
+  __device__ int self_units(int tile) const {
+    return ceil_div(min(rows[kCandidate].size() - tile * kTileM, kTileM), kTileN);
+  }
+  // Units and tile costs of the head.
+  __device__ int cost() const {
+    int sum = all_tiles * kTileCost + tiles[kStatic] * ranged_units(kStatic, 0) +
+              tiles[kCandidate] * ranged_units(kCandidate, 0) +
+              ceil_div(rows[kCandidate].size(), kTileN);
+#pragma unroll 1
+    for (int t = 0; t < tiles[kRealtime]; ++t) sum += ranged_units(kRealtime, t);
+    return sum;
+  }
+
+  // The segment of a tile; its index becomes relative to the segment's first.
+  __device__ int segment(int& tile) const {
     int segment = kStatic;
-    if (index >= tiles(kStatic)) index -= tiles(kStatic), segment = kRealtime;
-    if (segment == kRealtime && index >= tiles(kRealtime))
-      index -= tiles(kRealtime), segment = kCandidate;
-    const Range queries = segment == kStatic     ? rows[kStatic]
-                          : segment == kRealtime ? rows[kRealtime]
-                                                 : rows[kCandidate];
-    const int first = index * kTileM, recent = rows[kRealtime].size();
+    if (tile >= tiles[kStatic]) tile -= tiles[kStatic], segment = kRealtime;
+    if (segment == kRealtime && tile >= tiles[kRealtime])
+      tile -= tiles[kRealtime], segment = kCandidate;
+    return segment;
+  }
+  __device__ int units(int tile) const {
+    const int s = segment(tile);
+    return ranged_units(s, tile) + (s == kCandidate ? self_units(tile) : 0);
+  }
+  // Everything about a tile but its units and parts.
+  __device__ Work work(const Problem& p, int head, int tile) const {
     Work work{};
-    work.rows = min(kTileM, queries.size() - first);
+    work.segment = segment(tile);
+    const Range queries = work.segment == kStatic     ? rows[kStatic]
+                          : work.segment == kRealtime ? rows[kRealtime]
+                                                      : rows[kCandidate];
     work.head = head;
-    work.segment = segment;
-    work.query_row = p.query_base(segment) + queries.begin + first;
-    work.segment_row = queries.begin + first;
-    work.request_row = first;
+    work.request_row = tile * kTileM;
+    work.rows = min(kTileM, queries.size() - work.request_row);
+    work.segment_row = queries.begin + work.request_row;
+    work.query_row = p.query_base(work.segment) + work.segment_row;
     work.static_row = rows[kStatic].begin;
     work.static_keys = rows[kStatic].size();
     work.rt_row = rows[kRealtime].begin;
-    work.rt_keys = segment == kStatic     ? 0
-                   : segment == kRealtime ? min(recent, first + kTileM)
-                                          : recent;
+    work.rt_keys = rt_keys(work.segment, tile);
     return work;
   }
 };
 
-// Units and tile costs of one head.
-__device__ inline int head_cost(const Problem& p, const Request& request) {
-  const int fixed = ceil_div(request.rows[kStatic].size(), kTileN) + kTileCost;
-  int sum = request.tiles(kStatic) * fixed +
-            request.tiles(kCandidate) * (fixed + ceil_div(request.rows[kRealtime].size(), kTileN)) +
-            ceil_div(request.rows[kCandidate].size(), kTileN);
-  for (int t = 0; t < request.tiles(kRealtime); ++t)
-    sum += request.tile(p, 0, request.tiles(kStatic) + t).units() + kTileCost;
-  return sum;
-}
-
 // Few tiles: an equal share of one of them.
 template <class Emit>
 __device__ void emit_share(const Problem& p, int block, int shares, Emit emit) {
-  int position = block / shares;  // of the tile
+  const int position = block / shares;
+  int tile = position;
   const int b =
-      find_stretch(p.batch, position, [&](int i) { return p.heads * Request(p, i).tiles(); });
+      find_stretch(p.batch, tile, [&](int i) { return p.heads * Request(p, i).all_tiles; });
   if (b == p.batch) return;
   const Request request(p, b);
-  const int tiles = request.tiles();
-  Work work = request.tile(p, position / tiles, position % tiles);
-  const int part = block % shares, all = work.units();
-  work.first_part = block - part;
-  work.part = part;
-  work.parts = work.owners = min(shares, all);
-  if (part >= work.parts) return;
-  work.unit_begin = all * part / work.parts;
-  work.unit_end = all * (part + 1) / work.parts;
+  const int head = tile / request.all_tiles;
+  Work work = request.work(p, head, tile - head * request.all_tiles);
+  const int units = work.units();
+  work.first_part = position * shares;
+  work.part = block - work.first_part;
+  work.parts = work.owners = min(shares, units);
+  if (work.part >= work.parts) return;
+  work.unit_begin = units * work.part / work.parts;
+  work.unit_end = units * (work.part + 1) / work.parts;
   emit(work);
 }
 
-// Many tiles: the index-th stretch of a line of `total` units and tile costs.
-template <class Emit>
-__device__ void emit_stretch(const Problem& p, int index, int stretch, int total, Emit emit) {
-  const int begin = index * stretch, end = min(begin + stretch, total);
-  if (begin >= end) return;
-  int position = begin;
-  int b =
-      find_stretch(p.batch, position, [&](int i) { return p.heads * head_cost(p, Request(p, i)); });
-  for (int start = begin - position; start < end; ++b) {
-    const Request request(p, b);
-    const int cost = head_cost(p, request);
-    if (cost == 0) continue;
-    int head = position / cost;
-    position %= cost;
-    int tile = find_stretch(request.tiles(), position,
-                            [&](int i) { return request.tile(p, 0, i).units() + kTileCost; });
-    start = max(start, begin - position);
-    position = 0;
-    for (; head < p.heads && start < end; ++head, tile = 0)
-      for (; tile < request.tiles() && start < end; ++tile) {
-        Work work = request.tile(p, head, tile);
-        const int first_unit = start + kTileCost;
-        start = first_unit + work.units();
-        work.unit_begin = max(begin - first_unit, 0);
-        work.unit_end = min(end - first_unit, work.units());
-        const int last_part = (start - 1) / stretch;
-        work.first_part = first_unit / stretch;
-        work.part = index - work.first_part;
-        work.parts = last_part - work.first_part + 1;
-        work.owners = work.parts - (start < min((last_part + 1) * stretch, total));
-        if (work.unit_begin < work.unit_end) emit(work);
-      }
-  }
-}
-
-// Warp-collective: hands all work of a block to emit(Work), in order.
+// Warp-collective: hands all work of a block to emit(Work), in order. Loops are not unrolled: a
+// block's first work waits for the instructions as well, so that short code is faster.
 template <class Emit>
 __device__ void for_each_work(const Problem& p, int block, int blocks, Emit emit) {
   int tiles = 0, total = 0;
+#pragma unroll 1
   for (int b = threadIdx.x % 32; b < p.batch; b += 32) {
     const Request request(p, b);
-    tiles += p.heads * request.tiles();
-    total += p.heads * head_cost(p, request);
+    tiles += p.heads * request.all_tiles;
+    total += p.heads * request.cost();
   }
   tiles = __reduce_add_sync(~0u, tiles);
   total = __reduce_add_sync(~0u, total);
   if (tiles == 0) return;
   if (few_tiles(tiles, blocks)) return emit_share(p, block, min(blocks / tiles, kMaxParts), emit);
+
+  // Many: in each round, a stretch of the line.
   const int rounds = min(ceil_div(total, blocks * kRoundStretch), kMaxRounds);
   const int stretch = max(ceil_div(total, blocks * rounds), kMinStretch);
-  for (int round = 0; round < rounds; ++round)
-    emit_stretch(p, round * blocks + block, stretch, total, emit);
+#pragma unroll 1
+  for (int round = 0; round < rounds; ++round) {
+    const int index = round * blocks + block;
+    const int begin = index * stretch, end = min(begin + stretch, total);
+    if (begin >= end) return;
+    int position = begin;
+    int b = find_stretch(p.batch, position, [&](int i) { return p.heads * Request(p, i).cost(); });
+#pragma unroll 1
+    for (int start = begin - position; start < end; ++b) {
+      const Request request(p, b);
+      const int cost = request.cost();
+      if (cost == 0) continue;
+      int head = position / cost;
+      position -= head * cost;
+      int tile = find_stretch(request.all_tiles, position,
+                              [&](int i) { return request.units(i) + kTileCost; });
+      start = max(start, begin - position);
+      position = 0;
+#pragma unroll 1
+      while (head < p.heads && start < end) {
+        Work work = request.work(p, head, tile);
+        const int units = work.units(), first_unit = start + kTileCost;
+        start = first_unit + units;
+        const int last_part = (start - 1) / stretch;
+        work.unit_begin = max(begin - first_unit, 0);
+        work.unit_end = min(end - first_unit, units);
+        work.first_part = first_unit / stretch;
+        work.part = index - work.first_part;
+        work.parts = last_part - work.first_part + 1;
+        work.owners = work.parts - (start < min((last_part + 1) * stretch, total));
+        if (work.unit_begin < work.unit_end) emit(work);
+        if (++tile == request.all_tiles) tile = 0, ++head;
+      }
+    }
+  }
 }
 
 }  // namespace mtgr::hopper
