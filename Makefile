@@ -9,7 +9,7 @@ PROMETHEUS := build/prometheus/usr/bin
 export PATH := $(PATH):$(CURDIR)/$(PROMETHEUS)
 
 .PHONY: dashboards observability
-.PHONY: demo demo-stop train-demo loop test bench bench-overload bench-faults fuzz soak lint
+.PHONY: demo demo-stop train-demo loop test bench bench-gateway bench-overload bench-faults fuzz soak lint
 .PHONY: format demo-package clean
 
 demo: $(VENV)/.base          ## serve the demo package with its users, print a ranked table
@@ -61,6 +61,9 @@ bench-overload: $(VENV)/.dev ## three times the load that can be answered, 5 min
 
 bench-faults: $(VENV)/.dev   ## the fault table: every dependency failing in every way, 5 minutes
 	$(RUN)/python -m tests.bench.faults
+
+bench-gateway: $(VENV)/.dev  ## CPU of a request by stage, beside an echo, plain FastAPI, LitServe
+	$(RUN)/python -m tests.bench.gateway
 
 lint: $(VENV)/.dev
 	$(RUN)/ruff check .
