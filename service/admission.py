@@ -41,6 +41,7 @@ class Admission:
         self._latency_s = 0.0
         self._queue: list[tuple[float, int, Place]] = []
         self._entered = 0
+        self._waking = False
         self._of_caller: Counter[str] = Counter()
         self.waiting = 0
 
@@ -108,7 +109,7 @@ class Admission:
         heapq.heappush(self._queue, (deadline.at, self._entered, place))
         self._of_caller[caller] += 1
         self.waiting += 1
-        self._grant()
+        self._wake()
         try:
             await place
         except asyncio.CancelledError:
@@ -124,15 +125,25 @@ class Admission:
 
     def _leave(self) -> None:
         self.in_flight -= 1
-        self._grant()
+        self._wake()
+
+    def _wake(self) -> None:
+        """Give a place in the next round of the event loop, if there is one for somebody."""
+        if self._queue and not self._waking and self.in_flight < self.limit():
+            self._waking = True
+            asyncio.get_running_loop().call_soon(self._grant)
 
     def _grant(self) -> None:
-        """Give free places to those with the least slack."""
+        """Give a place to who has the least slack: one a round, so that between two pieces of work
+        the loop reads what has come meanwhile, and refuses it."""
+        self._waking = False
         while self._queue and self.in_flight < self.limit():
             _, _, place = heapq.heappop(self._queue)
             if not place.done():
                 self.in_flight += 1
                 place.set_result(None)
+                break
+        self._wake()
 
 
 def _expire(place: Place) -> None:

@@ -153,6 +153,8 @@ def test_places_are_given_back(clock: Clock) -> None:
             given_up = asyncio.create_task(serve(gate, "b", Deadline.after(1), done))
             waiting = asyncio.create_task(serve(gate, "c", Deadline.after(2), done))
             await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert gate.in_flight == 1
         given_up.cancel()  # after its turn was given, before it took it
         await asyncio.gather(given_up, waiting, return_exceptions=True)
         assert done == ["c"]
