@@ -120,7 +120,7 @@ def suffer(world: World, fault: Fault, load: Load) -> Row:
 
 def _unexplained(samples: Samples, fault: Fault, also: frozenset[str]) -> Iterator[str]:
     """What should not have been."""
-    killed = fault.name == "gateway killed"
+    killed = fault.name in ("gateway killed", "one of two workers killed")
     for outcome, reasons in samples.reasons().items():
         for reason, count in reasons.items():
             gone = reason.startswith(("no connection", "connection closed", "no answer"))
@@ -145,10 +145,12 @@ def recovers(world: World) -> bool:
     return False
 
 
-def table(faults: list[Fault], with_triton: bool, load: Load) -> list[Row]:
+def table(
+    faults: list[Fault], load: Load, with_triton: bool = False, workers: int = 1
+) -> list[Row]:
     """A row a fault, printed as it comes."""
     rows = []
-    with world(with_triton) as served:
+    with world(with_triton, workers) as served:
         suffer(served, Fault("warm", lambda w: None, lambda w: None, set()), Load(0, 0, 2))
         for fault in faults:
             rows.append(suffer(served, fault, load))

@@ -80,6 +80,13 @@ class World:
         assert self.process is not None
         self.process.send_signal(number)
 
+    def kill_worker(self) -> None:
+        """Kill one of several workers; the supervisor starts another."""
+        assert self.process is not None
+        pid = self.process.pid
+        worker, *_ = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        os.kill(int(worker), signal.SIGKILL)
+
     def limit_files(self, most: int) -> None:
         """As a full disk has it: no file of the gateway's grows beyond this."""
         assert self.process is not None
@@ -92,8 +99,9 @@ class World:
 
 
 @contextmanager
-def world(with_triton: bool) -> Iterator[World]:
-    """Real servers, and a gateway over them; raises Unavailable without a Triton server."""
+def world(with_triton: bool, workers: int) -> Iterator[World]:
+    """Real servers, and a gateway of so many workers over them. Raises Unavailable without a Triton
+    server."""
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mtgr-")))
         redis = stack.enter_context(RedisServer(directory))
@@ -116,6 +124,7 @@ def world(with_triton: bool) -> Iterator[World]:
             "MTGR_REQUEST_LOG_DIR": str(directory / "requests"),
             "MTGR_REQUEST_LOG_FILE_S": "0.5",
             "MTGR_REDIS_TIMEOUT_MS": "40",
+            "MTGR_WORKERS": str(workers),
             "OMP_NUM_THREADS": "1",
         }
         served = World(redis, [redis_way], triton, triton_ways, environment, directory / "log")

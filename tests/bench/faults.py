@@ -100,6 +100,11 @@ FAULTS = [
         {"422 invalid_value"},  # events from an hour ahead, as this gateway sees them
     ),
 ]
+WORKER_FAULTS = [
+    Fault(
+        "one of two workers killed", lambda w: w.kill_worker(), lambda w: None, {"503 not_ready"}
+    ),
+]
 TRITON_FAULTS = [
     Fault("triton, none", lambda w: None, lambda w: None, set()),
     Fault(
@@ -126,9 +131,10 @@ TRITON_FAULTS = [
 def main() -> int:
     """Print the table; the number of unexplained outcomes."""
     print(HEAD)  # noqa: T201  # a benchmark's output
-    rows = table(FAULTS, False, Load())
+    rows = table(FAULTS, Load())
+    rows += table(WORKER_FAULTS, Load(), workers=2)
     try:
-        rows += table(TRITON_FAULTS, True, Load())
+        rows += table(TRITON_FAULTS, Load(), with_triton=True)
     except Unavailable as reason:
         print(f"NOT CHECKED: no Triton server here: {reason}")  # noqa: T201
     return sum(len(row.unexplained) for row in rows)

@@ -18,7 +18,7 @@ def test_every_request_through_a_fault_has_an_explained_outcome() -> None:
     # A busy machine may be slow to answer, for Redis as for us.
     also = frozenset(BUSY | {"features_timeout", "features_remembered"})
     patient = Load(0.5, 1.0, 1.0, per_s=15, deadline_ms=4000, also=also)
-    rows = table(faults, False, patient)
+    rows = table(faults, patient)
     assert [row.fault for row in rows] == [fault.name for fault in faults]
     for row in rows:
         assert not row.unexplained, row
