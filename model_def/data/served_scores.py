@@ -78,9 +78,10 @@ def read_served(directory: Path, logs: Logs) -> ServedScores | None:
 
     Raises LogError where exposures lack theirs.
     """
-    if not (directory / SERVED).is_dir():
+    files = sorted((directory / SERVED).glob("*.parquet"))
+    if not files:
         return None
-    table = pq.read_table(directory / SERVED)
+    table = pa.concat_tables([pq.read_table(file) for file in files])
     requests = logs.requests
     owner = np.repeat(np.arange(len(requests.request_id)), requests.candidate_counts)
     items = requests.candidates["ids"][:, logs.schema.item_place]

@@ -230,9 +230,11 @@ def test_a_retried_request_and_a_file_there_twice_count_once(tmp_path: Path) -> 
 
 
 def test_what_was_served_stands_beside_each_exposure(tmp_path: Path) -> None:
-    """Scores by task, as served, in the order in which the logs are read."""
+    """Scores by task, as served, in the order in which the logs are read; a file that a killed
+    run left half-written is no part of it."""
     world = random_world(4)
     join_whole(tmp_path, world)
+    (tmp_path / "out/served.parquet/part-000002.partial").write_bytes(b"torn")
     log, _ = read_logs(tmp_path / "out")
     scores = read_served(tmp_path / "out", log)
     assert scores is not None
