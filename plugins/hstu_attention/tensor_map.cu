@@ -1,23 +1,9 @@
-#include <cudaTypedefs.h>
-
+#include "encoder.h"
 #include "hopper_shared.cuh"
 #include "tensor_map.h"
 
 namespace mtgr::hopper {
 namespace {
-
-// The encoder lives in the driver; asking the runtime for it avoids linking libcuda.
-PFN_cuTensorMapEncodeTiled_v12000 encoder() {
-  static const auto function = [] {
-    void* pointer = nullptr;
-    cudaDriverEntryPointQueryResult found{};
-    const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &pointer,
-                                                               12000, cudaEnableDefault, &found);
-    return error == cudaSuccess ? reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(pointer)
-                                : nullptr;
-  }();
-  return function;
-}
 
 // A [rows, heads, 256] view as [heads][4][rows][64] with boxes of [1][4][64][64]: what lands
 // in shared memory is four swizzled tiles of 128-byte rows, as wgmma wants them.
@@ -30,16 +16,16 @@ bool encode(CUtensorMap& map, mtgr_dtype dtype, const mtgr_rows& view, int rows,
   const cuuint32_t steps[4] = {1, 1, 1, 1};
   const auto type =
       dtype == MTGR_FLOAT16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
-  return encoder()(&map, type, 4, const_cast<void*>(view.data), shape, strides, box, steps,
-                   CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                   CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                   CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+  return tensor_map_encoder()(&map, type, 4, const_cast<void*>(view.data), shape, strides, box,
+                              steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                              CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                              CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
 }  // namespace
 
 cudaError_t make_maps(const Problem& p, mtgr_dtype dtype, Maps& maps) {
-  if (encoder() == nullptr) return cudaErrorNotSupported;
+  if (tensor_map_encoder() == nullptr) return cudaErrorNotSupported;
   const int recent = p.rows[kRealtime] + p.rows[kCandidate];
   int queries = 0;
   for (int s = p.first_query_segment; s < kSegments; ++s) queries += p.rows[s];
