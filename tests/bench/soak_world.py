@@ -47,7 +47,8 @@ class World:
     failures: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._stack, self._redis = ExitStack(), ExitStack()
+        self._redis = ExitStack()
+        self._gateway: subprocess.Popen[bytes] | None = None
         self._packages = [self.directory / "package-a", self.directory / "package-b"]
         self._turn = 0
 
@@ -85,9 +86,11 @@ class World:
                 continue
 
     def end(self) -> int:
-        """Drain the gateway; its exit status."""
-        self._gateway.terminate()
-        status = self._gateway.wait(60)
+        """Drain the gateway; its exit status. A second time it only tells."""
+        status = 0
+        if self._gateway is not None:
+            self._gateway.terminate()
+            status = self._gateway.wait(60)
         self._redis.close()
         return status
 
@@ -203,9 +206,11 @@ def disturbed(world: World, plan: list[tuple[float, str, Callable[[], None]]]) -
 @contextmanager
 def world(workers: int) -> Iterator[World]:
     """A world in a directory of its own, which stays if something failed."""
-    directory = Path(tempfile.mkdtemp(prefix="mtgr-"))
-    here = World(directory, workers)
-    here.start()
-    yield here
+    here = World(Path(tempfile.mkdtemp(prefix="mtgr-")), workers)
+    try:
+        here.start()
+        yield here
+    finally:
+        here.end()
     if not here.failures:
-        shutil.rmtree(directory)
+        shutil.rmtree(here.directory)
