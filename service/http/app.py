@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Query
+from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic.json_schema import models_json_schema
@@ -21,6 +22,7 @@ from service.http.documents import Documents
 from service.http.gateway import Gateway
 from service.http.guard import BugGuard
 from service.http.hot_path import RANK, Expected, HotPath, answer_failure
+from service.http.refusals import refused_fields
 from service.http.replies import (
     MEDIA,
     ErrorAnswer,
@@ -149,10 +151,14 @@ def _add_errors(app: FastAPI, gateway: Gateway) -> None:
         failure.status, failure.type = error.status_code, "http"
         return error_reply(failure)
 
+    async def on_invalid(request: Request, error: RequestValidationError) -> Response:
+        return answer_failure(gateway, request, refused_fields(error))
+
     handlers: dict[Any, Callable[[Request, Any], Awaitable[Response]]] = {
         ServiceError: on_expected,
         ClientDisconnect: on_expected,
         HTTPException: on_http_error,
+        RequestValidationError: on_invalid,
     }
     for kind, handler in handlers.items():
         app.add_exception_handler(kind, handler)

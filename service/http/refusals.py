@@ -5,9 +5,11 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import msgspec
+from fastapi.exceptions import RequestValidationError
 
 from model_def.rows import InvalidFeature
 from service.errors import InvalidRequest
+from service.logs import safe
 
 Path = Callable[[str, int | None], str]
 """Where a feature's value stands in the body: of a name, and of a row where one is at fault."""
@@ -51,6 +53,17 @@ def refused_value(invalid: InvalidFeature, column: Any, path: Path) -> InvalidRe
         got = str(column[invalid.row])[:64]
     where = path(invalid.feature, invalid.row)
     return InvalidRequest(f"got {got}" if got else expected, path=where, expected=expected)
+
+
+def refused_fields(error: RequestValidationError) -> InvalidRequest:
+    """What FastAPI's own validation (of operators' endpoints) found first, in our words. Nothing of
+    the caller's is repeated as it came: it may hold what no answer can be encoded with."""
+    first = error.errors()[0]
+    place, *names = first["loc"]
+    path = ".".join(["$" if place == "body" else str(place), *(safe(str(name)) for name in names)])
+    kinds = {"missing": "missing", "extra_forbidden": "unknown_field", "json_invalid": "malformed"}
+    kind = kinds.get(first["type"], "invalid_value")
+    return InvalidRequest("not valid", path=path, expected=safe(first["msg"]), type=kind)
 
 
 def check_range(value: int, path: str, low: int, high: int, what: str = "") -> None:

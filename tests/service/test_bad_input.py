@@ -67,6 +67,7 @@ def row(**changes: Any) -> dict[str, Any]:
 NAN32 = np.array([1.0, np.nan, 2.0], "<f4").tobytes()
 PRICE = {"cuisine": 1, "distance": 1.0}
 USER = "PUT /v1/users/someone"
+SWITCH = "POST /v1/models/home/switch"
 EVENTS = "POST /v1/events"
 
 # fmt: off
@@ -127,6 +128,10 @@ CASES = [
     Case("lifelong after the snapshot", lifelong(timestamp=SNAPSHOT_MS + 1), 422, "invalid_value", "$.lifelong[1].timestamp", "got", "never decrease", target=USER),
     Case("lifelong out of order", lifelong(timestamp=1), 422, "invalid_value", "$.lifelong[1].timestamp", "got 1", "never decrease", target=USER),
     Case("profile out of range", profile() | {"profile": {"age": 8}}, 422, "invalid_value", "$.profile.age", "got 8", "0 <= value < 8", target=USER),
+    Case("switch to a number", {"package": 7}, 422, "invalid_value", "$.package", "not valid", "valid string", target=SWITCH),
+    Case("switch to half a character", b'{"package": ["\\ud9a0"]}', 422, "invalid_value", "$.package", "not valid", "valid string", target=SWITCH),
+    Case("switch to nothing", {}, 422, "missing", "$.package", "not valid", "required", target=SWITCH),
+    Case("switch, field of half a character", b'{"package": "p", "\\ud9a0": 1}', 422, "invalid_value", "$", "not valid", "unicode", target=SWITCH),
     Case("user id too long", profile(), 422, "invalid_value", "path.id", "not an id", "1 to 256", target=f"PUT /v1/users/{'u' * 257}"),
     Case("user id not UTF-8", profile(), 422, "invalid_value", "path.id", "not an id", "UTF-8", target="PUT /v1/users/%ff"),
 ]
