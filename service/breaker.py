@@ -22,7 +22,7 @@ WINDOW, TRIP = 20, 10
 FORGET_S = 10.0
 """Calls longer ago say nothing."""
 
-FIRST_PAUSE_S, LAST_PAUSE_S = 0.25, 8.0
+FIRST_PAUSE_S, LAST_PAUSE_S = 0.25, 2.0
 """Open for so long, doubling; less up to a tenth, so that gateways do not try in step."""
 
 LATENCIES, ENOUGH = 100, 20
