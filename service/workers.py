@@ -138,6 +138,7 @@ class _Supervisor:
 
     def _end(self, number: int, _: object) -> None:
         self._ending = True
+        self._port.close()  # else connections would queue where nobody takes them any more
         self._tell(signal.SIGTERM)
 
     def _tell(self, number: int) -> None:

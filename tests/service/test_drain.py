@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from tests.service.gateway_process import gateway_process
 from tests.service.world import request
@@ -75,12 +76,15 @@ async def end_under_load(port: int, end: Callable[[], None]) -> tuple[Load, int,
     return load, before, ready
 
 
-def test_what_was_accepted_is_answered_before_the_end() -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_was_accepted_is_answered_before_the_end(workers: int, tmp_path: Path) -> None:
     """SIGTERM under load: not ready at once, every request on a connection is answered with 200,
     nobody else gets in, and the exit status is 0."""
+    file = tmp_path / "settings.toml"
+    file.write_text(f"workers = {workers}")
     with (
         tempfile.TemporaryDirectory(prefix="mtgr-") as name,
-        gateway_process(Path(name)) as (client, process),
+        gateway_process(Path(name), file) as (client, process),
     ):
         port = client.base_url.port or 0
         load, before, ready = asyncio.run(end_under_load(port, process.terminate))
