@@ -242,6 +242,7 @@ class Gateway:
         for name in (*self.scenes.by_name, NO_SCENE):
             self.metrics.failed.labels(name)
         for alias in self.switchers:
+            self.metrics.switching.labels(alias)
             for outcome in OUTCOMES:
                 self.metrics.switches.labels(alias, outcome)
 

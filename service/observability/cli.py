@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import signal
 from pathlib import Path
 
 import click
@@ -35,6 +36,9 @@ def dashboards(
     targets = {"mtgr-gateway": [httpx.URL(url).netloc.decode()]}
     if triton:
         targets["triton"] = [triton]
+    # uvicorn ends on a signal and then raises it again: then everything else ends in order too.
+    for ending in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(ending, lambda *_: None)
     with running(STATE, prometheus_port, targets) as prometheus:
         config = uvicorn.Config(viewer(prometheus), port=port, log_level="warning")
         server = uvicorn.Server(config)
