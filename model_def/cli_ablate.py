@@ -13,7 +13,7 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from model_def.cli import Directory, use_threads
+from model_def.cli_shared import Directory, use_threads
 from model_def.config import PRESETS
 
 

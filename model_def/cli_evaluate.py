@@ -8,7 +8,16 @@ from pathlib import Path
 import click
 import numpy as np
 
-from model_def.cli import Existing, Utc, epoch_ms, pack_all, read, threads_option, use_threads, utc
+from model_def.cli_shared import (
+    Existing,
+    Utc,
+    epoch_ms,
+    pack_all,
+    read,
+    threads_option,
+    use_threads,
+    utc,
+)
 from model_def.data.logs import Logs
 from model_def.data.samples import task_labels, time_split
 from model_def.data.truth import read_truth

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from model_def.cli import (
+from model_def.cli_shared import (
     Directory,
     Existing,
     Utc,
