@@ -94,15 +94,19 @@ def capacity(url: str, traffic: Traffic) -> float:
     """The highest of rates, each 1.4 times the one before, at which nine of ten valid requests get
     a full answer in time."""
     measure(url, traffic, [Stage(PROBE_S, FIRST_RATE)])  # the first requests of all are slow
-    rate, best = FIRST_RATE, 0.0
-    while True:
+
+    def good(rate: float) -> bool:
         done = measure(url, traffic, [Stage(PROBE_S, rate)])
-        valid = done.sent - done.outcomes["invalid"]
-        share = done.outcomes["answered"] / max(1, valid)
+        share = done.outcomes["answered"] / max(1, done.sent - done.outcomes["invalid"])
         click.echo(f"  {rate:6.1f}/s: {share:.0%} answered in full, in time")
-        if share < GOOD:
-            return best or FIRST_RATE
-        best, rate = rate, 1.4 * rate
+        return share >= GOOD
+
+    rate = FIRST_RATE
+    while not good(rate):
+        rate /= 1.4
+    while good(1.4 * rate):
+        rate *= 1.4
+    return rate
 
 
 def measure(url: str, traffic: Traffic, stages: list[Stage]) -> Run:
