@@ -19,7 +19,8 @@ from pydantic_core import PydanticUndefined
 from service import logs
 from service.answer import show
 from service.errors import BadSetting, DependencyFailed
-from service.settings import PREFIX, Settings, StoreSettings, load_settings
+from service.setting_sources import load_settings
+from service.settings import PREFIX, Settings, StoreSettings
 
 AFTER_ALL = (1 << 63) - 1
 
@@ -165,7 +166,8 @@ def rank(request: Any, url: str) -> None:
 @click.command()
 def metrics() -> None:
     """Print every metric that the gateway exports, as a Markdown table."""
-    from service.metrics import Metrics, table
+    from service.catalogue import table
+    from service.metrics import Metrics
 
     click.echo(table(Metrics().catalogue.entries))
 

@@ -15,7 +15,7 @@ from model_def.rows import columns_from_rows
 from model_def.schema import Feature, FeatureSchema, Layout, NumberFeature
 from service.deadline import Deadline
 from service.errors import DependencyFailed
-from service.rank import Floats, Model, RankedItems, RankRequest
+from service.ranking import Floats, Model, RankedItems, RankRequest
 
 Values = Mapping[str, float | int]
 

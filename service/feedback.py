@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from service.rank import Floats
+from service.ranking import Floats
 
 OUTCOMES = {"click": "ctr", "order": "ctcvr"}
 """The task that predicts each action."""

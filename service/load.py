@@ -7,7 +7,7 @@ from typing import Protocol
 from model_def.batch import Rows
 from service.deadline import Deadline
 from service.features.store import FeatureStore
-from service.rank import Floats
+from service.ranking import Floats
 
 TOGETHER = 200
 """Users written at a time; Redis syncs their records to disk together."""

@@ -5,27 +5,14 @@ users, items and requests are never labels. `mtgr metrics` prints this as a tabl
 alerts may name nothing else.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable
 from importlib.metadata import version
 from platform import python_version
-from typing import Literal, TypeVar
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    ProcessCollector,
-    disable_created_metrics,
-)
+from prometheus_client import Gauge
 
 from service.breaker import State
-from service.exposition import shared
-
-# A second series for each would double a scrape and tell nobody anything.
-disable_created_metrics()  # type: ignore[no-untyped-call]  # the library left it untyped
+from service.catalogue import Catalogue
 
 NO_SCENE = "none"
 
@@ -41,65 +28,6 @@ PROBABILITIES = (0.001, 0.003, 0.01, 0.03, *(round(0.05 * i, 2) for i in range(1
 DIFFERENCES = (1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1)
 AGES = (1.0, 10.0, 60.0, 300.0, 900.0, 3600.0, *(3600.0 * h for h in (3, 6, 12, 24, 48, 168, 720)))
 COUNTS = (1, 10, 30, 100, 300, 1000, 3000, 10000)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One metric, as it is exported."""
-
-    name: str
-    type: str
-    unit: str
-    """Base units (seconds, bytes, ratio) end the name; anything else says what is counted."""
-    meaning: str
-    labels: tuple[str, ...]
-
-
-Metric = TypeVar("Metric", Counter, Histogram)
-
-
-def remembering(metric: Metric) -> Metric:
-    """The metric, each of its children looked up once: `labels` costs more than counting."""
-    metric.labels = cache(metric.labels)  # type: ignore[method-assign]  # the same, remembered
-    return metric
-
-
-Over = Literal["sum", "max", "min"]
-MODES: dict[Over, Literal["livesum", "livemax", "livemin"]]
-MODES = {"sum": "livesum", "max": "livemax", "min": "livemin"}
-
-
-class Catalogue:
-    """Makes metrics on a registry of its own, and knows what each of them is."""
-
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        if not shared():
-            ProcessCollector(registry=self.registry)  # CPU, memory, open files
-        self.entries: list[Entry] = []
-
-    def counter(self, name: str, unit: str, meaning: str, *labels: str) -> Counter:
-        """Exported as `name`_total."""
-        self.entries.append(Entry(f"{name}_total", "counter", unit, meaning, labels))
-        return remembering(Counter(name, meaning, labels, registry=self.registry))
-
-    def gauge(
-        self, name: str, unit: str, meaning: str, *labels: str, over_workers: Over = "max"
-    ) -> Gauge:
-        """A value that goes up and down; 1 for a fact in its labels (unit "info"). Of several
-        workers that live, the sum, the largest or the smallest is exported."""
-        self.entries.append(Entry(name, "gauge", unit, meaning, labels))
-        mode = MODES[over_workers]
-        return Gauge(name, meaning, labels, registry=self.registry, multiprocess_mode=mode)
-
-    def histogram(
-        self, name: str, unit: str, meaning: str, *labels: str, buckets: Sequence[float]
-    ) -> Histogram:
-        """Exported as `name`_bucket, `name`_sum and `name`_count."""
-        self.entries.append(Entry(name, "histogram", unit, meaning, labels))
-        return remembering(
-            Histogram(name, meaning, labels, registry=self.registry, buckets=buckets)
-        )
 
 
 class Metrics:
@@ -350,12 +278,3 @@ class DependencyMetrics:
     def asked_again(self, why: str) -> None:
         """Count a second question."""
         self._metrics.asked_again.labels(self._dependency, why).inc()
-
-
-def table(entries: Sequence[Entry]) -> str:
-    """The catalogue as Markdown."""
-    rows = [("metric", "type", "unit", "labels", "meaning"), ("---",) * 5]
-    rows += [
-        (f"`{e.name}`", e.type, e.unit, ", ".join(e.labels) or "-", e.meaning) for e in entries
-    ]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)

@@ -19,7 +19,7 @@ from service.errors import BadSetting, InvalidRequest
 from service.features.store import FeatureStore
 from service.http.wire import Formats, Wire, peek_scene
 from service.metrics import Metrics
-from service.rank import Model
+from service.ranking import Model
 from service.settings import SceneSettings, Settings
 
 

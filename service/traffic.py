@@ -18,7 +18,8 @@ from model_def.data.simulator import CLICK, HOME, Marketplace
 from model_def.data.traffic import Asked, Traffic, latest_snapshot
 from service.cli import faults_explained
 from service.demo import load
-from service.settings import StoreSettings, load_settings
+from service.setting_sources import load_settings
+from service.settings import StoreSettings
 
 SHOWN = 10
 """Items asked for, and shown to the user."""

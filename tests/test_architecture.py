@@ -62,8 +62,9 @@ def test_service_sees_only_the_numpy_half_of_the_model() -> None:
 
 
 def test_rank_story_knows_no_web_or_store() -> None:
-    """service/rank.py has no FastAPI, Redis or Triton type in it."""
-    tops = {name.split(".")[0] for name in imports(ROOT / "service" / "rank.py")}
+    """A request's story and its nouns have no FastAPI, Redis or Triton type in them."""
+    story = [ROOT / "service" / name for name in ("rank.py", "ranking.py")]
+    tops = {name.split(".")[0] for path in story for name in imports(path)}
     assert not tops & {"fastapi", "starlette", "redis", "tritonclient", "onnxruntime"}
 
 

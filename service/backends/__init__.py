@@ -1,1 +1,1 @@
-"""Backends: what scores a packed batch. Each implements `service.rank.Backend`."""
+"""Backends: what scores a packed batch. Each implements `service.ranking.Backend`."""

@@ -24,7 +24,7 @@ from model_def.batch import pack
 from service.deadline import Stages
 from service.errors import BadSetting
 from service.metrics import Metrics
-from service.rank import Model, RankedItems, RankRequest, Run, Shared
+from service.ranking import Model, RankedItems, RankRequest, Run, Shared
 from service.settings import ModelSettings, Settings
 
 log = logging.getLogger("mtgr")

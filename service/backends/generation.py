@@ -13,7 +13,7 @@ from model_def.config import PackageConfig
 from service.breaker import Watch
 from service.deadline import Deadline
 from service.errors import DependencyFailed
-from service.rank import Floats
+from service.ranking import Floats
 
 WINDOW, BURST = 20, 5
 """An engine fails in a burst when so many of its last requests failed."""
@@ -23,7 +23,7 @@ SHADOW_S = 5.0
 
 
 class LoadedBackend(Protocol):
-    """A backend with its life; `service.rank.Backend` is what ranking sees of it."""
+    """A backend with its life; `service.ranking.Backend` is what ranking sees of it."""
 
     watch: Watch
     """Who counts its failures; set before it starts."""
@@ -39,7 +39,7 @@ class LoadedBackend(Protocol):
     async def score(
         self, batch: PackedBatch, deadline: Deadline, user_id: str
     ) -> Mapping[str, Floats]:
-        """See `service.rank.Backend`."""
+        """See `service.ranking.Backend`."""
 
     async def close(self) -> None:
         """Give back what it holds."""
@@ -78,7 +78,7 @@ class Shadow:
 
 
 class Generation:
-    """A `service.rank.Backend` that is counted."""
+    """A `service.ranking.Backend` that is counted."""
 
     def __init__(self, config: PackageConfig, backend: LoadedBackend, watch: Watch):
         self.config, self.backend = config, backend

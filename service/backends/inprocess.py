@@ -16,7 +16,7 @@ from model_def.config import PackageConfig
 from service.breaker import Breaker, Unwatched, Watch
 from service.deadline import Deadline
 from service.errors import BadSetting, DependencyFailed
-from service.rank import Floats
+from service.ranking import Floats
 from service.settings import ModelSettings
 
 log = logging.getLogger("mtgr")

@@ -16,7 +16,7 @@ from service.backends.triton_endpoint import Endpoint
 from service.breaker import Breaker, Unwatched, Watch
 from service.deadline import Deadline
 from service.errors import DependencyFailed, NotServing
-from service.rank import Floats
+from service.ranking import Floats
 
 log = logging.getLogger("mtgr")
 

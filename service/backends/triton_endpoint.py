@@ -19,7 +19,7 @@ from service.backends.shared_memory import Shared, SharedSlots, Slot
 from service.breaker import Breaker
 from service.deadline import Deadline
 from service.errors import DependencyFailed
-from service.rank import Floats
+from service.ranking import Floats
 from service.tracing import call_metadata
 
 log = logging.getLogger("mtgr")

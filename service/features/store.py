@@ -32,7 +32,7 @@ from service.features.codec import ItemCodec, LogCodec, TableCodec, Unreadable
 from service.features.items import ItemCache
 from service.features.reader import Reader, Values
 from service.features.remembered import RememberedUsers, StoredUser
-from service.rank import Floats, RankRequest, UserFeatures
+from service.ranking import Floats, RankRequest, UserFeatures
 from service.settings import StoreSettings
 
 Taken = TypeVar("Taken")
@@ -84,7 +84,7 @@ def quoted(name: str | int) -> str:
 
 
 class FeatureStore:
-    """The features of one schema. Implements `service.rank.Features`."""
+    """The features of one schema. Implements `service.ranking.Features`."""
 
     def __init__(
         self,

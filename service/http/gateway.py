@@ -25,10 +25,11 @@ from service.feedback import Feedback
 from service.http.validate import Limits
 from service.loop_lag import LoopLag
 from service.metrics import NO_SCENE
-from service.rank import Model, RankedItems, RankRequest
+from service.ranking import Model, RankedItems, RankRequest
 from service.request_log import open_request_log
 from service.scenes import Scene, Scenes, Served, warm_up
-from service.settings import Settings, reloaded
+from service.setting_sources import reloaded
+from service.settings import Settings
 from service.tracing import open_tracing
 
 log = logging.getLogger("mtgr")

@@ -13,7 +13,7 @@ from service.deadline import Stages
 from service.errors import ServiceError
 from service.explain import Explanation
 from service.http.wire import Formats
-from service.rank import Floats, RankedItems
+from service.ranking import Floats, RankedItems
 
 MEDIA: dict[Formats, str] = {"json": "application/json", "msgpack": "application/msgpack"}
 _ENCODERS: dict[Formats, Any] = {

@@ -17,7 +17,7 @@ from service.errors import InvalidRequest
 from service.http.arrays import as_array, number_kinds, rows_as_columns
 from service.http.refusals import Path, check_range, refused_value
 from service.http.wire import BinaryColumn
-from service.rank import Floats
+from service.ranking import Floats
 
 
 @dataclass(frozen=True)

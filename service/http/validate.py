@@ -17,7 +17,7 @@ from model_def.schema import FeatureSchema
 from service.errors import InvalidRequest
 from service.http.refusals import check_range, check_time
 from service.http.table import Table, checked_rows, single_row
-from service.rank import RankRequest
+from service.ranking import RankRequest
 from service.settings import Settings
 
 LONGEST_LIFELONG = 16384

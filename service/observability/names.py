@@ -2,7 +2,8 @@
 
 import re
 
-from service.metrics import Entry, Metrics
+from service.catalogue import Entry
+from service.metrics import Metrics
 from service.observability.rules import rules
 
 SUFFIXES = {

@@ -20,7 +20,8 @@ if __name__ == "__main__":
 
     from service import logs
     from service.serve import run
-    from service.settings import Settings, load_settings
+    from service.setting_sources import load_settings
+    from service.settings import Settings
 
     logs.configure()
     run(load_settings({}, Settings))

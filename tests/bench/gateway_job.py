@@ -19,7 +19,7 @@ from model_def.rows import rows_from_columns
 from model_def.schema import CategoryFeature, FeatureSchema, IdFeature, NumberFeature
 from service.deadline import Deadline
 from service.features.store import FeatureStore, connect
-from service.rank import Floats
+from service.ranking import Floats
 from service.settings import ModelSettings, StoreSettings
 
 CANDIDATES, NUMBERS, TOP_K = 500, 16, 50

@@ -18,7 +18,7 @@ from model_def.config import PackageConfig
 from service.backends.generation import LoadedBackend
 from service.breaker import Unwatched, Watch
 from service.deadline import Deadline
-from service.rank import Floats
+from service.ranking import Floats
 from service.serve import run
 from service.settings import ModelSettings, Settings
 from tests.conftest import ROOT

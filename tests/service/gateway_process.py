@@ -12,7 +12,8 @@ from typing import Any
 import httpx
 
 from service.serve import run
-from service.settings import Settings, load_settings
+from service.setting_sources import load_settings
+from service.settings import Settings
 from tests.service.world import SCHEMA, opener
 
 ROOT = Path(__file__).parents[2]

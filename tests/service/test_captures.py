@@ -18,7 +18,7 @@ from model_def.config import PackageConfig
 from service.backends.inprocess import InProcessBackend, open_model
 from service.deadline import Deadline
 from service.demo import PACKAGE
-from service.rank import Floats, Run, Shared
+from service.ranking import Floats, Run, Shared
 from service.settings import ModelSettings
 from tests.service.world import running, settings
 

@@ -4,7 +4,8 @@ import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.metrics import DEADLINE_S, LATENCY_OBJECTIVE_S, SECONDS, Entry, Metrics, table
+from service.catalogue import Entry, table
+from service.metrics import DEADLINE_S, LATENCY_OBJECTIVE_S, SECONDS, Metrics
 
 ENTRIES = Metrics().catalogue.entries
 BASE_UNITS = ("seconds", "bytes", "ratio", "info")

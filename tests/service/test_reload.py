@@ -8,7 +8,8 @@ import httpx
 import pytest
 
 from service.errors import BadSetting
-from service.settings import RELOADABLE, Settings, load_settings, reloaded
+from service.setting_sources import RELOADABLE, load_settings, reloaded
+from service.settings import Settings
 from tests.service.gateway_process import gateway_process
 from tests.service.world import request
 

@@ -9,7 +9,8 @@ from click.testing import CliRunner
 from service.cli import load_features, rank, serve
 from service.errors import BadSetting
 from service.features.embedded import embedded_server
-from service.settings import Settings, StoreSettings, load_settings
+from service.setting_sources import load_settings
+from service.settings import Settings, StoreSettings
 
 ONE = {"models": {"home": {"package": "somewhere"}}}
 TWO: dict[str, Any] = {"models": {"a": {"package": "x"}, "b": {"package": "y"}}}

@@ -20,7 +20,8 @@ import pytest
 from model_def.config import PackageConfig
 from service.backends.inprocess import InProcessBackend
 from service.serve import run
-from service.settings import ModelSettings, Settings, load_settings
+from service.setting_sources import load_settings
+from service.settings import ModelSettings, Settings
 from tests.conftest import ROOT
 from tests.service.gateway_process import ready
 from tests.service.world import SCHEMA, Arithmetic, opener, profile, request
