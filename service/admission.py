@@ -2,11 +2,12 @@
 
     headers -> check -> body -> turn: at once, or a wait, the least slack first -> work
 
-Waiting is estimated by Little's law: of the requests at work, one ends each `latency / limit`
-seconds. So the time that a request has left, in these units, is the number that may wait before
-it. How much of it one caller may fill is set by a dynamic threshold (Choudhury and Hahne, 1998):
-as many as are left free. A lone flood then fills half of the time and leaves the other half, so
-that a caller with little to ask finds room; several floods share alike.
+Waiting is estimated by how often a turn ends: measured while there is a queue, by Little's law
+before (of the requests at work, one ends each `latency / limit` seconds). Half of the time that a
+request has left, in these units, is the number that may wait before it; the other half is for
+what an estimate cannot know. How much of it one caller may fill is set by a dynamic threshold
+(Choudhury and Hahne, 1998): as many as are left free. A lone flood then fills half of the time and
+leaves the other half, so that a caller with little to ask finds room; several floods share alike.
 """
 
 import asyncio
@@ -22,7 +23,10 @@ from service.errors import Expired, Overloaded
 from service.limit import Limit
 
 WEIGHT = 0.1
-"""Of the newest observation in the moving average."""
+"""Of the newest observation in the moving averages."""
+
+WAITED = 0.5
+"""Share of the time that a request has to spare which it may be expected to wait."""
 
 Place = asyncio.Future[None]
 
@@ -39,6 +43,8 @@ class Admission:
         self.in_flight = 0
         self._most_waiting = most_waiting
         self._latency_s = 0.0
+        self._interval_s: float | None = None
+        self._ended_at = 0.0
         self._queue: list[tuple[float, int, Place]] = []
         self._entered = 0
         self._waking = False
@@ -84,6 +90,7 @@ class Admission:
             taken = monotonic() - start
             self._latency_s += WEIGHT * (taken - self._latency_s)
             self.limit.observe(taken, max(beside, self.in_flight), self._lag())
+            self._ended()
             self._leave()
 
     @property
@@ -92,11 +99,24 @@ class Admission:
         return self.in_flight < self.limit() and not self._queue
 
     def _between_s(self) -> float:
-        return self._latency_s / self.limit()
+        """From the end of one turn to the end of the next, as long as somebody waits."""
+        return self._latency_s / self.limit() if self._interval_s is None else self._interval_s
+
+    def _ended(self) -> None:
+        """A turn has ended. Where the event loop is the bottleneck, turns end more seldom than
+        their latencies tell: they wait for it before they begin."""
+        now = monotonic()
+        if not self._queue:
+            self._interval_s = None
+        elif self._interval_s is None:
+            self._interval_s = self._between_s()
+        else:
+            self._interval_s += WEIGHT * (now - self._ended_at - self._interval_s)
+        self._ended_at = now
 
     def _room(self, deadline: Deadline) -> float:
         """How many more may wait if all are to be answered within that time."""
-        spare_s = deadline.left() - self._latency_s
+        spare_s = WAITED * (deadline.left() - self._latency_s)
         in_time = spare_s / self._between_s() if self._latency_s else math.inf
         return min(in_time, self._most_waiting) - self.waiting
 

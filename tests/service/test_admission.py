@@ -107,6 +107,29 @@ def test_the_least_slack_goes_first_and_the_expired_cost_nothing(clock: Clock) -
     asyncio.run(law())
 
 
+def test_the_estimate_follows_a_slow_loop(clock: Clock) -> None:
+    """Where turns end more seldom than the work in them takes, the wait is told by their ends."""
+
+    async def law() -> None:
+        gate = Admission(1, 1000)
+        await taught(gate, clock, 0.001)
+
+        async def work() -> None:
+            async with gate.turn("a", Deadline.after(1e6)):
+                pass
+            clock.now += 0.010  # the loop is at other work until the next turn
+
+        async with gate.turn("first", Deadline.after(1e6)):
+            tasks = [asyncio.create_task(work()) for _ in range(100)]
+            await asyncio.sleep(0)
+        while gate.waiting > 30:
+            await asyncio.sleep(0)
+        assert gate.wait_s() == pytest.approx(0.010 * (gate.waiting + 1), rel=0.05)
+        await asyncio.gather(*tasks)
+
+    asyncio.run(law())
+
+
 def test_a_flood_leaves_room_for_others(clock: Clock) -> None:
     """One caller fills at most half of the time that there is; another's request finds a place,
     until as many of its own wait as room is left."""
@@ -116,7 +139,7 @@ def test_a_flood_leaves_room_for_others(clock: Clock) -> None:
         await taught(gate, clock, 0.010, beside=3)
         async with AsyncExitStack() as stack:
             await busy(gate, stack)
-            patience = Deadline.after(0.210)  # 200 ms of waiting: 60 requests, ends every 10 / 3 ms
+            patience = Deadline.after(0.410)  # half of 400 ms: 60 requests, ends every 10 / 3 ms
             waiting: list[asyncio.Task[None]] = []
 
             async def flood(caller: str) -> int:
