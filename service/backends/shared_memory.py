@@ -57,10 +57,6 @@ class SharedSlots:
         self._memory.unlink()
 
 
-def _unique_name() -> str:
-    return f"mtgr-{os.getpid()}-{uuid4().hex[:8]}"
-
-
 @dataclass(frozen=True)
 class Place:
     """Where a tensor lies: `size` bytes, `start` bytes from the region's beginning."""
