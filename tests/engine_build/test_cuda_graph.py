@@ -1,6 +1,7 @@
 """Buckets and staging anywhere; the captured engine where there is a GPU with the kernels."""
 
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from engine_build.build import TOLERANCE, BuildError, BuildOptions
 from engine_build.cuda_graph import assumed_sizes, build, read_sizes
 from engine_build.package import build_package, pytorch_scores
+from engine_build.precision import in_precision
 from engine_build.requests import random_batch
 from engine_build.runtime.buckets import (
     MOST_PADDING,
@@ -34,6 +36,7 @@ from model_def.checkpoint import Checkpoint
 from model_def.config import PRESETS
 from tests.model_def import cases
 
+LOG = logging.getLogger(__name__)
 LARGEST = Limits(requests=4, lifelong=4000, realtime=400, candidates=4000)
 sizes_of_traffic = st.lists(
     st.builds(
@@ -185,24 +188,28 @@ def test_captured_equals_pytorch(
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
 @pytest.mark.parametrize("preset", ["tiny", "small"])
 def test_plan_equals_the_module(precision: Precision, preset: str) -> None:
-    """The planned launches score within 2e-3 of the module in float32, for ragged requests and
-    padded buckets."""
+    """For ragged requests in padded buckets, the planned launches are at most twice as far from
+    the module in float32 as the module itself in 16 bits."""
     device = torch.device("cuda")
     if torch.cuda.get_device_capability(device)[0] != 9:
         pytest.skip("NOT CHECKED: the plan is for compute capability 9.0")
     model = cases.model(PRESETS[preset])
-    plan = computation(model, precision, device)
+    plan, plain = computation(model, precision, device), in_precision(model, precision)
     assert isinstance(plan, Plan)
     rng = np.random.default_rng(3)
+    errors, plain_errors = [], []
     for sizes in ([(7, 3, 5)], [(0, 0, 1)], [(7, 3, 5), (0, 0, 1), (12, 5, 60), (12, 0, 7)]):
         batch = random_batch(cases.SCHEMA, rng, sizes)
         slot = Slot(cases.SCHEMA, LARGEST.model_copy(update={"lifelong": 70}), device)
         slot.fill(batch)
         with torch.inference_mode():
             scores = plan(slot.arrays)[:, : batch.candidates].cpu().numpy()
-        wanted = pytorch_scores(model, batch)
+        wanted, rounded = pytorch_scores(model, batch), pytorch_scores(plain, batch)
         for got, task in zip(scores, model.config.tasks, strict=True):
-            np.testing.assert_allclose(got, wanted[task], rtol=0, atol=2e-3)
+            errors.append(np.abs(got - wanted[task]).max())
+            plain_errors.append(np.abs(rounded[task] - wanted[task]).max())
+    LOG.info("%s %s: %.2e, module %.2e", preset, precision, max(errors), max(plain_errors))
+    assert max(errors) <= 2 * max(plain_errors)
 
 
 @pytest.mark.gpu
