@@ -73,15 +73,19 @@ def test_differences_are_within_a_seed() -> None:
 
 
 def test_ablate_goes_on_and_prints(tmp_path: Path) -> None:
-    """The command keeps each run's result, runs only what is missing, and prints both tables."""
+    """The command keeps each run's result, runs only what is missing, the same in however many
+    processes, and prints both tables."""
     out = tmp_path / "out"
     city = ["--days", "3", "--users", "25", "--items", "40", "--epochs", "1"]
     arguments = [str(out), "--variant", "w/o cross features", "--seeds", "1", *city]
     assert CliRunner().invoke(ablate, arguments).exit_code == 0
     kept = {path: path.stat().st_mtime_ns for path in out.glob("*.0.json")}
     assert len(kept) == 2
-    (out / "mtgr.0.json").unlink()
-    printed = CliRunner().invoke(ablate, arguments)
+    mtgr = out / "mtgr.0.json"
+    first = mtgr.read_bytes()
+    mtgr.unlink()
+    printed = CliRunner().invoke(ablate, [*arguments, "--jobs", "2"])
+    assert mtgr.read_bytes() == first
     assert "Table 3" in printed.output
     assert "w/o cross features" in printed.output
     path = out / "wo-cross-features.0.json"
