@@ -4,11 +4,11 @@ python -m tests.bench.soak [--minutes 20] [--share 0.6] [--rate R] [--workers N]
 
 Capacity is the highest rate at which a short search finds nine of ten requests answered in full,
 in time, unless --rate says it.
-Memory and open files are those of the gateway's processes; their slopes are least squares over the
-least value of each minute (a sixtieth of a shorter run), with a 95% interval: a second engine in
-memory through its probation, or a burst's connections, come and go, and what leaks stays. The
-client's counts and the server's are compared class by class. Exit status 0: flat, equal, nothing
-failed.
+Memory and open files are those of the gateway's processes, callers' connections apart, for those
+come with the load. Their slopes are least squares over the least value of each minute (a sixtieth
+of a shorter run), with a 95% interval: a second engine in memory through its probation comes and
+goes, and what leaks stays. The client's counts and the server's are compared class by class. Exit
+status 0: flat, equal, nothing failed.
 """
 
 import sys

@@ -18,6 +18,7 @@ from threading import Event, Thread
 from time import monotonic, sleep, time
 
 import httpx
+from psutil import NoSuchProcess, Process
 
 from model_def.data.past import Past
 from model_def.data.simulator import Marketplace
@@ -44,6 +45,7 @@ class World:
     memory: list[tuple[float, float]] = field(default_factory=list)
     """(seconds, MiB resident) of the gateway's processes."""
     files: list[tuple[float, float]] = field(default_factory=list)
+    """(seconds, open files) of the same, without callers' connections."""
     failures: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -135,13 +137,15 @@ class World:
         return found
 
     def look(self, at_s: float) -> None:
-        """Note memory and open files."""
+        """Note memory and open files, callers' connections apart: those come with the load."""
         memory = files = 0
+        port = httpx.URL(self.url).port
         for pid in self.processes():
             try:
                 pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
                 files += len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208 - numbers of them only
-            except OSError:
+                files -= sum(c.laddr.port == port for c in Process(pid).net_connections("tcp"))
+            except (OSError, NoSuchProcess):
                 continue  # it has just ended
             memory += pages * os.sysconf("SC_PAGE_SIZE")
         self.memory.append((at_s, memory / (1 << 20)))
