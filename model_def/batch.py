@@ -179,14 +179,37 @@ def from_arrays(schema: FeatureSchema, arrays: Mapping[str, Array]) -> PackedBat
     return batch
 
 
+def from_buffer(
+    schema: FeatureSchema, rows: Mapping[str, int], buffer: NDArray[np.uint8]
+) -> PackedBatch:
+    """The batch whose buffer this is, nothing copied. `rows` counts those of each segment, and of
+    "offset" the elements of each offsets array. Raises ValueError for a buffer of another size."""
+    specs = schema.arrays
+    lengths = [rows[spec.rows] * spec.width for spec in specs]
+    if len(buffer) != (size := _size(specs, lengths)):
+        raise ValueError(f"{len(buffer)} bytes; expected {size}")
+    return _views(specs, lengths, buffer)
+
+
 def _allocate(specs: tuple[ArraySpec, ...], lengths: list[int]) -> PackedBatch:
-    starts, end = [], 0
+    return _views(specs, lengths, np.zeros(_size(specs, lengths), np.uint8))
+
+
+def _size(specs: tuple[ArraySpec, ...], lengths: list[int]) -> int:
+    sizes = (length * spec.dtype.itemsize for spec, length in zip(specs, lengths, strict=True))
+    return sum(map(_aligned, sizes))
+
+
+def _views(
+    specs: tuple[ArraySpec, ...], lengths: list[int], buffer: NDArray[np.uint8]
+) -> PackedBatch:
+    arrays, start = {}, 0
     for spec, length in zip(specs, lengths, strict=True):
-        starts.append(end)
-        end += -(-length * spec.dtype.itemsize // ALIGNMENT) * ALIGNMENT
-    buffer = np.zeros(end, np.uint8)
-    arrays = {
-        spec.name: buffer[start : start + length * spec.dtype.itemsize].view(spec.dtype)
-        for spec, start, length in zip(specs, starts, lengths, strict=True)
-    }
+        size = length * spec.dtype.itemsize
+        arrays[spec.name] = buffer[start : start + size].view(spec.dtype)
+        start += _aligned(size)
     return PackedBatch(buffer, arrays)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT

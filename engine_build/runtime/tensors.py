@@ -79,16 +79,24 @@ def request_batch(schema: FeatureSchema, tensors: Mapping[str, NDArray[Any]]) ->
                 f"{spec.name}: {len(tensor)} elements; expected {spec.width} for each of "
                 f"{count} {spec.rows} rows"
             )
-    for segment, cap in (("lifelong", schema.lifelong_cap), ("realtime", schema.realtime_cap)):
-        if rows[segment] > cap:
-            raise TensorError(f"{segment}: {rows[segment]} rows; the schema's most is {cap}")
-    # An engine reads the keys that these numbers admit, without looking.
-    if (tensors["rt_visible"] > np.arange(rows["realtime"])).any():
-        raise TensorError("rt_visible: expected at most the row's own index")
-    if (tensors["candidate_visible"] > rows["realtime"]).any():
-        raise TensorError(f"candidate_visible: expected at most {rows['realtime']} real-time rows")
+    check_rows(schema, rows, tensors)
     derived: dict[str, NDArray[Any]] = {
         name: np.array([0, rows[segment]], np.int32) for name, segment in OFFSET_ROWS.items()
     }
     derived["context_candidates"] = np.array([rows["candidate"]], np.int32)
     return from_arrays(schema, {**tensors, **derived})
+
+
+def check_rows(
+    schema: FeatureSchema, rows: Mapping[str, int], arrays: Mapping[str, NDArray[Any]]
+) -> None:
+    """Raises TensorError where a request, of so many rows by segment, is longer than the schema
+    allows or has a row that sees what is not there."""
+    for segment, cap in (("lifelong", schema.lifelong_cap), ("realtime", schema.realtime_cap)):
+        if rows[segment] > cap:
+            raise TensorError(f"{segment}: {rows[segment]} rows; the schema's most is {cap}")
+    # An engine reads the keys that these numbers admit, without looking.
+    if (arrays["rt_visible"] > np.arange(rows["realtime"])).any():
+        raise TensorError("rt_visible: expected at most the row's own index")
+    if (arrays["candidate_visible"] > rows["realtime"]).any():
+        raise TensorError(f"candidate_visible: expected at most {rows['realtime']} real-time rows")

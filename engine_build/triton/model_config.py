@@ -14,6 +14,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from engine_build.runtime.golden import Golden
 from engine_build.runtime.manifest import EngineKind, Limits, Manifest
+from engine_build.runtime.packed import PACKED
 from engine_build.runtime.tensors import (
     OFFSET_ROWS,
     offset_input_name,
@@ -101,15 +102,7 @@ def model_config(
         "name": served_name(config, manifest.kind),
         "backend": backend,
         "max_batch_size": options.batch_requests,
-        "input": [
-            {
-                "name": spec.name,
-                "data_type": TYPES[spec.dtype.name],
-                "dims": [-1],
-                "allow_ragged_batch": True,
-            }
-            for spec in request_tensors(schema)
-        ],
+        "input": _inputs(schema, backend),
         "output": [
             {"name": task, "data_type": "TYPE_FP32", "dims": [-1]} for task in config.model.tasks
         ],
@@ -185,6 +178,24 @@ def offset_input(schema: FeatureSchema, offsets: str) -> dict[str, Any]:
 def warm_up_file(number: int, spec: ArraySpec) -> str:
     """Name of the file with one tensor of golden request `number`."""
     return f"golden-{number}-{spec.name}"
+
+
+def _inputs(schema: FeatureSchema, backend: Backend) -> list[dict[str, Any]]:
+    """A request's tensors; the Python backend takes them all, or in their place one."""
+    types = {spec.name: TYPES[spec.dtype.name] for spec in request_tensors(schema)}
+    either = backend == "python"
+    if either:
+        types[PACKED] = TYPES["uint8"]
+    return [
+        {
+            "name": name,
+            "data_type": data_type,
+            "dims": [-1],
+            "allow_ragged_batch": True,
+            "optional": either,
+        }
+        for name, data_type in types.items()
+    ]
 
 
 def _warm_up(schema: FeatureSchema, number: int, golden: Golden) -> dict[str, Any]:

@@ -2,10 +2,11 @@
 
 Its version folder is a model package with `model.py` beside the engine. All requests that the
 scheduler hands over become one ragged batch, and each gets its own scores back; one that is
-malformed or already cancelled is answered alone. Runs inside Triton's interpreter only.
+malformed is answered alone. Runs inside Triton's interpreter only.
 """
 
 import ctypes
+import gc
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from engine_build.runtime.manifest import EngineKind
 from engine_build.runtime.package import open_package
+from engine_build.runtime.packed import PACKED, packed_batch
 from engine_build.runtime.tensors import TensorError, request_batch
 from model_def.batch import PackedBatch, merge
 
@@ -37,27 +39,34 @@ class TritonPythonModel:
         self._schema = package.config.features
         self._tasks = package.config.model.tasks
         self._max_candidates = int(parameters["max_candidates"]["string_value"])
+        # What is loaded stays: looking through it for garbage would stall a request.
+        gc.collect()
+        gc.freeze()
 
     def execute(self, requests: Sequence[Request]) -> list[Response]:
         """One response a request, in their order."""
         responses: dict[int, Response] = {}
         accepted: dict[int, PackedBatch] = {}
         for number, request in enumerate(requests):
-            if request.is_cancelled():
-                responses[number] = _failure("cancelled", pb_utils.TritonError.CANCELLED)
-                continue
             try:
                 accepted[number] = self._read(request)
             except TensorError as error:
-                responses[number] = _failure(str(error), pb_utils.TritonError.INVALID_ARG)
+                responses[number] = _failure(str(error))
         if accepted:
             responses.update(zip(accepted, self._score([*accepted.values()]), strict=True))
         return [responses[number] for number in range(len(requests))]
 
     def _read(self, request: Request) -> PackedBatch:
         # By DLPack, since as_numpy() assumes NumPy 1's arrays. A request's tensors are [1, n].
-        tensors = {t.name(): np.from_dlpack(t).reshape(-1) for t in request.inputs()}
-        batch = request_batch(self._schema, tensors)
+        tensors: dict[str, NDArray[Any]] = {
+            t.name(): np.from_dlpack(t).reshape(-1) for t in request.inputs()
+        }
+        packed = tensors.get(PACKED)
+        batch = (
+            request_batch(self._schema, tensors)
+            if packed is None
+            else packed_batch(self._schema, packed)
+        )
         if batch.candidates > self._max_candidates:
             raise TensorError(
                 f"{batch.candidates} candidates; this model's most is {self._max_candidates}"
@@ -91,5 +100,6 @@ _rename = ctypes.pythonapi.PyCapsule_SetName
 _rename.argtypes = [ctypes.py_object, ctypes.c_char_p]
 
 
-def _failure(message: str, code: int) -> Response:
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
+def _failure(message: str) -> Response:
+    error = pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG)
+    return pb_utils.InferenceResponse(error=error)

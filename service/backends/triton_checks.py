@@ -13,9 +13,11 @@ from engine_build.runtime.engine import Scores
 from engine_build.runtime.golden import largest_difference
 from engine_build.runtime.manifest import EngineKind
 from engine_build.runtime.package import ModelPackage
+from engine_build.runtime.packed import PACKED
 from engine_build.runtime.tensors import request_tensors
 from model_def.batch import PackedBatch
 from service.backends.triton_endpoint import CONTROL_S, Endpoint
+from service.backends.triton_request import RequestForm
 from service.deadline import Deadline
 from service.errors import DependencyFailed, NotServing
 
@@ -76,14 +78,15 @@ async def _compare(endpoint: Endpoint, package: ModelPackage, kind: EngineKind) 
         "does not tell its configuration",
     )
     schema = package.config.features
-    given = {tensor.name for tensor in answer.config.input}
-    expected = {spec.name for spec in request_tensors(schema)}
+    taken = {tensor.name for tensor in answer.config.input}
+    given, expected = taken - {PACKED}, {spec.name for spec in request_tensors(schema)}
     if given != expected:
         raise NotServing(
             f"{_model(endpoint)} takes other inputs than the schema {schema.name!r} has: lacks "
             f"{sorted(expected - given)}, wants {sorted(given - expected)}; serve the package that "
             "the model was made from"
         )
+    endpoint.form = RequestForm(endpoint.name, endpoint.config, packed=PACKED in taken)
     parameters = {n: p.string_value for n, p in answer.config.parameters.items()}
     manifest = package.manifests[kind]
     for name, expects in {

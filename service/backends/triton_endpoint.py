@@ -1,5 +1,4 @@
-"""One Triton server and one engine on it: a reused channel, prebuilt requests, and what each
-failure means."""
+"""One Triton server and one engine on it: a reused channel, and what each failure means."""
 
 import asyncio
 import logging
@@ -10,12 +9,11 @@ import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
-from tritonclient.utils import np_to_triton_dtype
 
-from engine_build.runtime.tensors import request_tensors
 from model_def.batch import PackedBatch
 from model_def.config import PackageConfig
-from service.backends.shared_memory import Shared, SharedSlots, Slot
+from service.backends.shared_memory import SharedSlots, Slot
+from service.backends.triton_request import RequestForm
 from service.breaker import Breaker
 from service.deadline import Deadline
 from service.errors import DependencyFailed
@@ -56,15 +54,7 @@ class Endpoint:
         self.address, self.name, self.config, self.breaker = address, name, config, breaker
         self._channel = grpc.aio.insecure_channel(address, options=CHANNEL)
         self.stub: Any = GRPCInferenceServiceStub(self._channel)
-        self._tensors = request_tensors(config.features)
-        self._template = pb.ModelInferRequest(
-            model_name=name,
-            inputs=[
-                {"name": spec.name, "datatype": np_to_triton_dtype(spec.dtype)}
-                for spec in self._tensors
-            ],
-            outputs=[{"name": task} for task in config.model.tasks],
-        )
+        self.form = RequestForm(name, config, packed=False)
         self._slots = slots
         self.shares_memory = False
         """Whether the server has mapped our slots; it does not where it is on another host."""
@@ -77,7 +67,7 @@ class Endpoint:
         slot = self._slots.put(batch) if self._slots and self.shares_memory else None
         try:
             if slot is None:
-                request = self._request(batch, deadline, {})
+                request = self.form.request(batch, deadline.left(), {})
                 answer = await self.stub.ModelInfer(
                     request, timeout=deadline.left(), metadata=call_metadata()
                 )
@@ -91,27 +81,9 @@ class Endpoint:
             raise DependencyFailed("triton", reason_of(error)) from error
         return self._scores(answer, batch.candidates)
 
-    def _request(self, batch: PackedBatch, deadline: Deadline, shared: Shared) -> Any:
-        request = pb.ModelInferRequest()
-        request.CopyFrom(self._template)
-        # After so many microseconds Triton drops it from the queue: nobody would read the answer.
-        request.parameters["timeout"].int64_param = max(1, int(1e6 * deadline.left()))
-        for tensor, spec in zip(request.inputs, self._tensors, strict=True):
-            values = batch.arrays[spec.name]
-            tensor.shape.extend((1, len(values)))
-            place = shared.get(spec.name)
-            if place is None:
-                request.raw_input_contents.append(values.tobytes())
-                continue
-            parameters = tensor.parameters
-            parameters["shared_memory_region"].string_param = place.region
-            parameters["shared_memory_offset"].int64_param = place.start
-            parameters["shared_memory_byte_size"].int64_param = place.size
-        return request
-
     async def _infer_shared(self, batch: PackedBatch, deadline: Deadline, slot: Slot) -> Any:
         """Give up at the deadline, but keep the slot until the server has answered."""
-        request = self._request(batch, deadline, slot.places(batch))
+        request = self.form.request(batch, deadline.left(), slot.places(batch))
 
         async def infer() -> Any:
             try:

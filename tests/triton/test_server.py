@@ -15,6 +15,7 @@ from tritonclient.utils import np_to_triton_dtype
 
 from engine_build.runtime.golden import Golden
 from engine_build.runtime.package import open_package
+from engine_build.runtime.packed import PACKED, packed_tensor
 from engine_build.runtime.tensors import request_tensors
 from engine_build.triton.model_config import ServingOptions, as_text, model_config
 from engine_build.triton.repository import write_warm_up
@@ -102,13 +103,15 @@ def test_one_bad_request_fails_alone(
     for spec in request_tensors(cases.SCHEMA):
         if spec.rows == "candidate":
             many[spec.name] = np.tile(many[spec.name], 2)
-    bad = [message(name, short), message(name, many)]
+    cut = {PACKED: packed_tensor(golden[0].request)[:-1]}
+    bad = [message(name, short), message(name, many), message(name, cut)]
     outcomes, _ = asyncio.run(together(triton.address, name, good + bad))
     for answer, item in zip(outcomes, golden[:3], strict=False):
         check(answer, item)
     details = [error.details() for error in outcomes[3:]]
     assert "100 elements; expected 1 for each of 99 candidate rows" in details[0]
     assert "200 candidates; this model's most is 100" in details[1]
+    assert "packed: " in details[2]
 
 
 def test_triton_reads_what_it_was_given(triton: TritonServer, repository: Path) -> None:

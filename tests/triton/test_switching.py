@@ -252,7 +252,7 @@ def break_down(backend: Any) -> None:
         backend._engine.run = lambda batch: Scores({"ctr": np.full(batch.candidates, np.nan)})
     else:
         for server in backend._servers:
-            server._template.inputs[0].name = "no such input"
+            server.form._template.outputs[0].name = "no such output"
 
 
 def test_an_engine_that_lasts_is_kept(
