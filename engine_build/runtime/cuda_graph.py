@@ -2,8 +2,9 @@
 
 On Hopper it runs as planned in `plan.py`, elsewhere as PyTorch's modules over the same operators.
 
-A batch is staged in page-locked memory, copied to the GPU in one piece, and replayed as the graph
-of the smallest bucket that holds it. A batch that none holds runs uncaptured, and is counted.
+A batch is staged in page-locked memory, and the graph of the smallest bucket that holds it is
+replayed: one launch for the copy to the GPU in one piece, the model, and the copy of the scores
+back to page-locked memory. A batch that none holds runs uncaptured, and is counted.
 """
 
 import json
@@ -12,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -57,10 +58,21 @@ class Slot:
             dtype = torch.from_numpy(np.empty(0, spec.dtype)).dtype
             self.arrays[spec.name] = self._device[place].view(dtype)
 
-    def fill(self, batch: PackedBatch) -> None:
-        """Stage the batch and enqueue its one copy to the device, on the current stream."""
+    def stage(self, batch: PackedBatch) -> None:
+        """Copy the batch into the host buffer."""
         stage(batch, self._views)
+
+    def send(self) -> None:
+        """Enqueue the one copy to the device, on the current stream."""
         self._device.copy_(self._host, non_blocking=True)
+
+
+class Captured(NamedTuple):
+    """A bucket's graph, from its slot's host buffer to `scores` [tasks, T_c] on the host."""
+
+    slot: Slot
+    graph: torch.cuda.CUDAGraph
+    scores: Tensor
 
 
 class CudaGraphEngine:
@@ -95,30 +107,34 @@ class CudaGraphEngine:
             if bucket is None:
                 self.uncaptured_runs += 1
                 slot = Slot(self._schema, size, self._device)
-                slot.fill(batch)
-                result = self._compute(slot.arrays)
+                slot.stage(batch)
+                slot.send()
+                scores = self._compute(slot.arrays).cpu()
             else:
-                slot, graph, result = self._graphs[bucket]
-                slot.fill(batch)
+                slot, graph, scores = self._graphs[bucket]
+                slot.stage(batch)
                 graph.replay()
-            scores = result[:, : size.candidates].cpu().numpy()
-        return Scores(dict(zip(self._tasks, scores, strict=True)))
+                self._stream.synchronize()
+            kept = scores.numpy()[:, : size.candidates].copy()
+        return Scores(dict(zip(self._tasks, kept, strict=True)))
 
     @torch.inference_mode()
-    def _capture(self, bucket: Limits) -> tuple[Slot, torch.cuda.CUDAGraph, Tensor]:
+    def _capture(self, bucket: Limits) -> Captured:
         slot = Slot(self._schema, bucket, self._device)
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             for _ in range(WARM_UPS):
-                self._compute(slot.arrays)
+                result = self._compute(slot.arrays)
+            scores = torch.empty_like(result, device="cpu", pin_memory=True)
         self._stream.synchronize()
         graph = torch.cuda.CUDAGraph()
         # "thread_local": another engine may be serving from another thread meanwhile.
         with torch.cuda.graph(
             graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
         ):
-            result = self._compute(slot.arrays)
-        return slot, graph, result
+            slot.send()
+            scores.copy_(self._compute(slot.arrays), non_blocking=True)
+        return Captured(slot, graph, scores)
 
 
 def computation(model: MTGR, precision: str, device: torch.device) -> Computation:

@@ -79,8 +79,10 @@ def measure(preset: str, requests: int, *, compiled: bool) -> str:
     batch = random_batch(LONG, np.random.default_rng(0), sizes)
     bucket, device = size_of(batch, LONG), torch.device("cuda")
     slot = Slot(LONG, bucket, device)
-    slot.fill(batch)
-    engine = CudaGraphEngine(computation(net, "bfloat16", device), config.tasks, LONG, (bucket,))
+    slot.stage(batch)
+    slot.send()
+    compute = computation(net, "bfloat16", device)
+    engine = CudaGraphEngine(compute, config.tasks, LONG, (bucket,))
     scores = engine.run(batch).tasks
 
     plain = PlainModel(in_precision(net, "bfloat16").to(device), LENGTHS)
@@ -91,11 +93,11 @@ def measure(preset: str, requests: int, *, compiled: bool) -> str:
     if compiled:
         faster = torch.compile(plain)
         compiled_ms = gpu_ms(captured(lambda: faster(slot.arrays)))
-    replay = gpu_ms(engine._graphs[bucket][1].replay)
+    replay = gpu_ms(captured(lambda: compute(slot.arrays)))
     rate = useful_flops(config, requests) / replay / 1e9
     times = f"{eager_ms:>9.3f} {compiled_ms:>9.3f} {replay:>9.3f} {call_ms(engine, batch):>8.3f}"
     ratios = f"{eager_ms / replay:>8.1f} {compiled_ms / replay:>10.1f}"
-    copy_us = 1e3 * gpu_ms(lambda: slot._device.copy_(slot._host, non_blocking=True))
+    copy_us = 1e3 * gpu_ms(slot.send)
     payload = f"{slot.bytes:>8} {copy_us:>7.1f}"
     return f"{preset:>7} {requests:>3} {times} {rate:>8.0f} {ratios} {payload} {worst:>8.1e}"
 

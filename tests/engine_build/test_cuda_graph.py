@@ -95,9 +95,10 @@ def test_staged_batch_scores_the_same(checkpoint: Checkpoint, sizes: list[tuple[
     bucket = Limits(requests=4, lifelong=60, realtime=20, candidates=30)
     slot = Slot(cases.SCHEMA, bucket, torch.device("cpu"))
     rng = np.random.default_rng(0)
-    slot.fill(random_batch(cases.SCHEMA, rng, [(12, 5, 7)] * 4))
+    slot.stage(random_batch(cases.SCHEMA, rng, [(12, 5, 7)] * 4))
     batch = random_batch(cases.SCHEMA, rng, sizes)
-    slot.fill(batch)
+    slot.stage(batch)
+    slot.send()
     with torch.inference_mode():
         scores = Serving(checkpoint.model)(slot.arrays)
     expected = pytorch_scores(checkpoint.model, batch)
@@ -201,7 +202,8 @@ def test_plan_equals_the_module(precision: Precision, preset: str) -> None:
     for sizes in ([(7, 3, 5)], [(0, 0, 1)], [(7, 3, 5), (0, 0, 1), (12, 5, 60), (12, 0, 7)]):
         batch = random_batch(cases.SCHEMA, rng, sizes)
         slot = Slot(cases.SCHEMA, LARGEST.model_copy(update={"lifelong": 70}), device)
-        slot.fill(batch)
+        slot.stage(batch)
+        slot.send()
         with torch.inference_mode():
             scores = plan(slot.arrays)[:, : batch.candidates].cpu().numpy()
         wanted, rounded = pytorch_scores(model, batch), pytorch_scores(plain, batch)
