@@ -4,155 +4,45 @@
 
 Each request ranks 500 candidates for a user of 1,000 lifelong and 100 real-time events. For each
 model, with batching across requests and without: latency at light load, the highest open-loop rate
-whose p99 stays within the goal, and where the time goes. Weights are random: speed is what counts.
+whose p99 stays within the goal, where the time goes, and who spends how much CPU on a request.
+`tests.bench.triton_call` looks into the call of Triton alone.
 """
 
 import argparse
 import asyncio
 import json
-import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
-from time import monotonic, sleep, time
 
 import grpc
-import httpx
-import numpy as np
 from tritonclient.grpc import service_pb2
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
-from engine_build.build import BuildOptions
-from engine_build.package import build_package
-from engine_build.runtime.manifest import EngineKind
 from engine_build.triton.model_config import ServingOptions
 from engine_build.triton.repository import add_model
 from loadtest.material import MARKETPLACE
 from loadtest.run import Run, read_run
-from model_def.batch import Rows
-from model_def.checkpoint import Checkpoint, save
-from model_def.config import PRESETS, PackageConfig
-from model_def.data.simulator import FIRST_ITEM_ID, HOUR_MS, SCHEMA
-from model_def.id_table import IdTable
-from model_def.model import MTGR
-from model_def.rows import rows_from_columns
+from model_def.config import PRESETS
 from service.features.embedded import embedded_server
-from service.features.store import FeatureStore, connect
-from service.load import load_users
-from service.settings import StoreSettings
+from tests.bench.serving_world import (
+    BATCH,
+    CANDIDATES,
+    USERS,
+    cpu_ms_each,
+    cpu_s,
+    gateway,
+    load,
+    make_package,
+)
 from tests.conftest import ROOT
 from tests.triton.install import install
 from tests.triton.server import TritonServer
 
-USERS, ITEMS, CANDIDATES = 100, 800, 500
-BATCH = 8
-"""Requests in one run of the engine, at most, where batching is on."""
 GOAL_MS = 20.0
-PATIENCE_S = 120.0
 LIGHT_PER_S = 20
-
-
-@dataclass(frozen=True)
-class User:
-    """What `service.load.load_users` writes."""
-
-    user_id: str
-    snapshot_ms: int
-    profile: Rows
-    lifelong: Rows
-    realtime: Rows
-
-
-def users() -> Iterator[User]:
-    """Users with full sequences, the real-time events in the hour before now."""
-    rng, layouts = np.random.default_rng(0), SCHEMA.layouts
-    now = int(time() * 1000)
-
-    def events(segment: str, count: int, begin: int, end: int, **stamps: object) -> Rows:
-        columns = {
-            "item_id": rng.integers(FIRST_ITEM_ID, FIRST_ITEM_ID + ITEMS, count),
-            "category": rng.integers(1, 13, count),
-            "action": rng.integers(1, 3, count),
-            "price": rng.uniform(2, 60, count),
-        }
-        times = np.sort(rng.integers(begin, end, count))
-        return rows_from_columns(layouts[segment], columns, count, {"time_ms": times, **stamps})
-
-    snapshot, year = now - HOUR_MS, 365 * 24 * HOUR_MS
-    for number in range(USERS):
-        profile = {feature.name: [1] for feature in SCHEMA.profile}
-        yield User(
-            user_id=f"u{number:05d}",
-            snapshot_ms=snapshot,
-            profile=rows_from_columns(layouts["profile"], profile, 1, {}),
-            lifelong=events("lifelong", SCHEMA.lifelong_cap, snapshot - year, snapshot),
-            realtime=events(
-                "realtime",
-                SCHEMA.realtime_cap,
-                snapshot + 1,
-                now,
-                event_id=np.arange(SCHEMA.realtime_cap),
-            ),
-        )
-
-
-async def load(url: str) -> None:
-    """Write the users to Redis."""
-    redis = connect(url, 16)
-    try:
-        await load_users(FeatureStore(redis, SCHEMA, StoreSettings()), users())
-    finally:
-        await redis.aclose()
-
-
-def make_package(directory: Path, preset: str, kind: EngineKind) -> Path:
-    """A package of random weights with one engine, its buckets for batches of full requests."""
-    config = PackageConfig(version=f"bench-{preset}", model=PRESETS[preset], features=SCHEMA)
-    ids = range(FIRST_ITEM_ID, FIRST_ITEM_ID + ITEMS)
-    tables = {name: IdTable(ids) for name in SCHEMA.id_tables}
-    checkpoint = directory / f"{preset}-checkpoint"
-    save(checkpoint, Checkpoint(config, MTGR(config.model, SCHEMA, tables), tables, {}))
-    sizes = directory / "sizes.csv"
-    full = (1, SCHEMA.lifelong_cap, SCHEMA.realtime_cap, CANDIDATES)
-    lines = [",".join(str(n * size) for size in full) for n in range(1, BATCH + 1)]
-    sizes.write_text("\n".join(["requests,lifelong,realtime,candidates", *lines]) + "\n")
-    options = BuildOptions(batch_requests=BATCH, max_candidates=CANDIDATES, traffic=sizes)
-    build_package(checkpoint, directory / preset, [kind], options, progress=lambda step: None)
-    return directory / preset
-
-
-@contextmanager
-def gateway(models: dict[str, object], redis_url: str, workers: int, log: Path) -> Iterator[str]:
-    """`mtgr serve` in processes of its own, ready; its URL."""
-    port = 18_000 + os.getpid() % 1000
-    command = [sys.executable, "-m", "mtgr", "serve", "--models", json.dumps(models)]
-    command += ["--port", str(port), "--redis-url", redis_url, "--max-in-flight", "4096"]
-    command += ["--max-candidates", str(CANDIDATES)]
-    command += ["--workers", str(workers)] if workers > 1 else []
-    url = f"http://127.0.0.1:{port}"
-    with log.open("wb") as lines:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=lines, stderr=lines)
-    try:
-        until = monotonic() + PATIENCE_S
-        while not _ready(url):
-            if monotonic() > until or process.poll() is not None:
-                raise SystemExit(log.read_text())
-            sleep(0.1)
-        yield url
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _ready(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health/ready").status_code == httpx.codes.OK
-    except httpx.TransportError:
-        return False
 
 
 def measure(url: str, out: Path, command: str, *arguments: str) -> Run:
@@ -204,6 +94,12 @@ def show_inside(before: dict[str, float], after: dict[str, float]) -> None:
     print(f"    in Triton, mean: {stages}, {requests / batches:.2f} requests a run")  # noqa: T201  # a benchmark's output
 
 
+def show_cpu(of_servers: str, run: Run) -> None:
+    """CPU that a request took, by process."""
+    generator = 1e3 * run.generator.cpu_share / run.rate_per_s
+    print(f"    CPU of a request, ms: {of_servers}  load generator {generator:.2f}", flush=True)  # noqa: T201  # a benchmark's output
+
+
 def main() -> int:
     """Print the figures; they are absolute, of one machine."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -246,9 +142,13 @@ def main() -> int:
                     light = f"--stages=2:{LIGHT_PER_S},{given.light_s:g}:{LIGHT_PER_S}"
                     search = ("--low=50", f"--trial-s={given.trial_s:g}", "--repeats=1")
                     for what, *how in (("run", light), ("find", *search)):
-                        before = inside(server.address, model_name)
-                        show(f"{name}, {what}", measure(url, work / "run.json", what, *how))
-                        show_inside(before, inside(server.address, model_name))
+                        before, spent = inside(server.address, model_name), cpu_s()
+                        run = measure(url, work / "run.json", what, *how)
+                        after = inside(server.address, model_name)
+                        show(f"{name}, {what}", run)
+                        show_inside(before, after)
+                        requests = after["requests"] - before["requests"]
+                        show_cpu(cpu_ms_each(spent, cpu_s(), requests), run)
     return 0
 
 

@@ -26,13 +26,19 @@ END_S = 40
 class TritonServer:
     """Serves `repository` by the generated launch command; a context manager.
 
-    Its metrics are at `metrics_port`, if that is given.
+    Its metrics are at `metrics_port`, if that is given; `flags` are further ones of the server.
     """
 
     def __init__(
-        self, home: Path, repository: Path, models: Sequence[str] = (), metrics_port: int = 0
+        self,
+        home: Path,
+        repository: Path,
+        models: Sequence[str] = (),
+        metrics_port: int = 0,
+        flags: Sequence[str] = (),
     ):
         self._home, self._repository, self._models = home, repository, models
+        self._flags = flags
         self._metrics = (
             [f"--metrics-port={metrics_port}", "--metrics-interval-ms=500"]
             if metrics_port
@@ -57,6 +63,7 @@ class TritonServer:
             "--grpc-address=127.0.0.1",
             "--allow-http=false",
             *self._metrics,
+            *self._flags,
         ]
         # The Python backend finds its environment as a shell would: the first python3 on PATH.
         first = {

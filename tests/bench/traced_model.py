@@ -1,0 +1,75 @@
+"""Triton's Python-backend model with a stopwatch, for `tests.bench.triton_call`.
+
+It writes a line of JSON for each request when it ends: its id, the requests in its run, and the
+moments of that run on the monotonic clock, which all processes of a machine share.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from time import monotonic_ns
+from typing import Any
+
+import numpy as np
+
+from engine_build.runtime.engine import Scores
+from engine_build.triton.python_model import TritonPythonModel as Served
+from model_def.batch import PackedBatch
+
+FILE, AT_ONCE = Path("traced"), False
+"""Where to write, and whether the engine shall answer at once; `model.py` sets them."""
+
+MOMENTS: dict[str, int] = {}
+
+
+class TritonPythonModel(Served):
+    """The served model, its moments noted."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the engine, then put the stopwatch into it."""
+        super().initialize(args)
+        self._lines: list[tuple[str, int, dict[str, int]]] = []
+        if AT_ONCE:
+            self._engine.run = self._at_once  # type: ignore[method-assign]  # in its place
+        elif self._engine.kind == "cuda-graph":
+            graph_moments()
+        self._engine.run = noted("engine ends", self._engine.run, "engine begins")  # type: ignore[method-assign]  # the same
+
+    def _at_once(self, batch: PackedBatch) -> Scores:
+        return Scores({task: np.zeros(batch.candidates, np.float32) for task in self._tasks})
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        """The served model's answers."""
+        MOMENTS.clear()
+        MOMENTS["execute begins"] = monotonic_ns()
+        responses = super().execute(requests)
+        MOMENTS["execute ends"] = monotonic_ns()
+        self._lines += [(r.request_id(), len(requests), dict(MOMENTS)) for r in requests]
+        return responses
+
+    def finalize(self) -> None:
+        """Triton unloads the model: write what was seen."""
+        FILE.write_text("".join(json.dumps(line) + "\n" for line in self._lines))
+
+
+def graph_moments() -> None:
+    """Note when a batch is staged and when its graph is launched; the rest is waiting for it."""
+    import torch
+
+    from engine_build.runtime import cuda_graph
+
+    cuda_graph.Slot.stage = noted("staged", cuda_graph.Slot.stage)  # type: ignore[method-assign]  # watched
+    torch.cuda.CUDAGraph.replay = noted("launched", torch.cuda.CUDAGraph.replay)  # type: ignore[method-assign]  # the same
+
+
+def noted(after: str, call: Callable[..., Any], before: str = "") -> Callable[..., Any]:
+    """The call, with its end, and its beginning if named, noted."""
+
+    def watched(*args: Any, **more: Any) -> Any:
+        if before:
+            MOMENTS[before] = monotonic_ns()
+        result = call(*args, **more)
+        MOMENTS[after] = monotonic_ns()
+        return result
+
+    return watched

@@ -1,0 +1,172 @@
+"""Where the time of one call of Triton goes, from the gateway's client to the engine and back.
+
+    python -m tests.bench.triton_call --kind cuda-graph --preset small
+    python -m tests.bench.triton_call --at-once          # any machine: an engine that costs nothing
+
+Requests of 500 candidates go one after another, 20 a second and then as fast as answers come.
+Every moment is on the monotonic clock, which all processes of a machine share: the client's own,
+those of Triton's trace, and those of `traced_model.py` in the model's process.
+"""
+
+import argparse
+import asyncio
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic, monotonic_ns, process_time
+
+import numpy as np
+import uvloop
+from tritonclient.grpc import service_pb2 as pb
+
+from engine_build.requests import random_batch
+from engine_build.runtime.package import ModelPackage, open_package
+from engine_build.triton.model_config import ServingOptions
+from engine_build.triton.repository import add_model
+from model_def.config import PRESETS
+from model_def.data.simulator import SCHEMA
+from service.backends.triton_endpoint import Endpoint
+from service.backends.triton_request import RequestForm
+from service.breaker import Breaker
+from service.deadline import Deadline
+from tests.bench.serving_world import BATCH, CANDIDATES, cpu_ms_each, cpu_s, make_package
+from tests.triton.install import install
+from tests.triton.server import TritonServer
+
+MODEL_PY = """\
+import os
+import pathlib
+import sys
+
+sys.path[:0] = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+
+from tests.bench import traced_model
+
+traced_model.FILE, traced_model.AT_ONCE = pathlib.Path({file!r}), {at_once}
+TritonPythonModel = traced_model.TritonPythonModel
+"""
+PATIENCE_S = 60.0
+TRACE = {
+    "GRPC_WAITREAD_END": "server has read it",
+    "QUEUE_START": "queued",
+    "COMPUTE_START": "scheduled",
+    "COMPUTE_INPUT_END": "inputs in shared memory",
+    "COMPUTE_OUTPUT_START": "outputs come",
+    "GRPC_SEND_START": "server writes",
+}
+"""Moments of Triton's trace, in our words."""
+
+Moments = dict[str, int]
+
+
+class Watched(RequestForm):
+    """Requests with an id, and the moments when they were built."""
+
+    def __init__(self, name: str, package: ModelPackage):
+        super().__init__(name, package.config, packed=True)
+        self.calls: dict[str, Moments] = {}
+
+    def request(self, *given: object) -> pb.ModelInferRequest:
+        """The request, numbered."""
+        begins = monotonic_ns()
+        request = super().request(*given)  # type: ignore[arg-type]  # passed on as given
+        request.id = str(len(self.calls))
+        self.calls[request.id] = {"client begins": begins, "sent": monotonic_ns()}
+        return request
+
+
+async def call(address: str, name: str, package: ModelPackage, rate: float, count: int) -> Watched:
+    """`count` calls, `rate` a second or, if 0, one after another; prints CPU, gives moments."""
+    sizes = [(SCHEMA.lifelong_cap, SCHEMA.realtime_cap, CANDIDATES)]
+    batch = random_batch(SCHEMA, np.random.default_rng(0), sizes)
+    endpoint = Endpoint(address, name, package.config, None, Breaker("triton", address))
+    await endpoint.stub.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name=name))
+    for _ in range(20):
+        await endpoint.score(batch, Deadline.after(PATIENCE_S))
+    endpoint.form = form = Watched(name, package)
+    others, own, start = cpu_s(), process_time(), monotonic()
+    for number in range(count):
+        if rate:
+            await asyncio.sleep(max(0.0, start + number / rate - monotonic()))
+        await endpoint.score(batch, Deadline.after(PATIENCE_S))
+        form.calls[str(number)]["client has it"] = monotonic_ns()
+    seconds, own = monotonic() - start, process_time() - own
+    spent = cpu_ms_each(others, cpu_s(), count)
+    print(f"\n{count / seconds:.0f}/s, CPU of a call, ms: client {1e3 * own / count:.2f}  {spent}")  # noqa: T201  # a benchmark's output
+    await endpoint.close()
+    return form
+
+
+@contextmanager
+def traced(home: Path, work: Path, repository: Path) -> Iterator[str]:
+    """A server that writes its trace to `work`; its address."""
+    trace = {"rate": "1", "level": "TIMESTAMPS", "mode": "triton", "triton,file": work / "trace"}
+    flags = [f"--trace-config={name}={value}" for name, value in trace.items()]
+    with TritonServer(home, repository, flags=flags) as server:
+        yield server.address
+
+
+def merge(calls: dict[str, Moments], work: Path) -> None:
+    """Add the server's moments and the model's to those of each call."""
+    ids: dict[int, str] = {}
+    moments: dict[int, Moments] = {}
+    for file in work.glob("trace*"):
+        for entry in json.loads(file.read_text()):
+            if request_id := entry.get("request_id"):
+                ids[entry["id"]] = request_id
+            for stamp in entry.get("timestamps", ()):
+                moments.setdefault(entry["id"], {})[stamp["name"]] = stamp["ns"]
+    for trace, request_id in ids.items():
+        seen = moments[trace]
+        calls[request_id] |= {told: seen[name] for name, told in TRACE.items() if name in seen}
+    for line in (work / "model").read_text().splitlines():
+        request_id, _, seen = json.loads(line)
+        if request_id:  # the first calls have none
+            calls[request_id] |= seen
+
+
+def show(calls: dict[str, Moments]) -> None:
+    """When each moment came, and what it adds, in microseconds; medians and the 99th percentile."""
+    names = [name for name in calls["0"] if all(name in call for call in calls.values())]
+    since = np.array([[call[n] - call["client begins"] for n in names] for call in calls.values()])
+    order = np.argsort(np.median(since, axis=0), kind="stable")
+    since = since[:, order] / 1e3
+    steps = np.diff(since, axis=1, prepend=0)
+    print(f"{'':26}{'at p50':>8}{'p99':>8}{'step p50':>10}{'p99':>8}   us")  # noqa: T201  # the same
+    for column, place in enumerate(order):
+        at, step = (np.percentile(of[:, column], [50, 99]) for of in (since, steps))
+        print(f"{names[place]:26}{at[0]:8.0f}{at[1]:8.0f}{step[0]:10.0f}{step[1]:8.0f}", flush=True)  # noqa: T201  # the same
+
+
+def main() -> int:
+    """Print both time lines; they are absolute, of one machine."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kind", default="onnx-cpu")
+    parser.add_argument("--preset", default="tiny", choices=sorted(PRESETS))
+    parser.add_argument("--at-once", action="store_true", help="in place of the engine: none")
+    parser.add_argument("--seconds", type=float, default=8, help="at 20 calls a second")
+    given = parser.parse_args()
+    home = install()
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        package = make_package(root, given.preset, given.kind)
+        for rate, count in ((20.0, int(20 * given.seconds)), (0.0, 1000)):
+            work, repository = root / f"{rate:g}", root / f"repository-{rate:g}"
+            work.mkdir()
+            repository.mkdir()
+            options = ServingOptions(max_candidates=CANDIDATES, batch_requests=BATCH)
+            model = add_model(repository, package, given.kind, options)
+            code = MODEL_PY.format(file=str(work / "model"), at_once=given.at_once)
+            (repository / model / "1" / "model.py").write_text(code)
+            with traced(home, work, repository) as address:
+                form = uvloop.run(call(address, model, open_package(package), rate, count))
+            merge(form.calls, work)
+            show(form.calls)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
