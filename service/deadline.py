@@ -38,9 +38,13 @@ class Deadline:
 
 
 class Bound:
-    """The context of `Deadline.bound`; a class, since a generator costs as much as the timer."""
+    """The context of `Deadline.bound`; a class, since a generator costs as much as the timer.
 
-    __slots__ = ("_deadline", "_dependency", "_timeout")
+    Where the event loop itself was late, the answer may have come meanwhile: the block is cancelled
+    a round later than its timer, when an answer that was there has been taken.
+    """
+
+    __slots__ = ("_deadline", "_dependency", "_timeout", "_timer")
 
     def __init__(self, deadline: Deadline, dependency: str):
         self._deadline, self._dependency = deadline, dependency
@@ -49,8 +53,10 @@ class Bound:
         left_s = self._deadline.left()
         if not left_s:
             raise DependencyFailed(self._dependency, "timeout")
-        self._timeout = asyncio.timeout(left_s)
+        self._timeout = asyncio.timeout(None)
         await self._timeout.__aenter__()
+        # A moment that has passed is the next round of the loop.
+        self._timer = asyncio.get_running_loop().call_later(left_s, self._timeout.reschedule, 0.0)
 
     async def __aexit__(
         self,
@@ -58,6 +64,7 @@ class Bound:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._timer.cancel()
         try:
             await self._timeout.__aexit__(kind, error, trace)
         except TimeoutError:

@@ -1,0 +1,51 @@
+"""`service.deadline`: when a wait for a dependency ends."""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import pytest
+import uvloop
+
+from service.deadline import Deadline
+from service.errors import DependencyFailed
+
+WAIT_S = 0.02
+
+
+async def wait(answer_s: float, stalled_s: float = 0.0) -> str:
+    """What a wait of WAIT_S gives for an answer after `answer_s`, while the event loop stalls."""
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[str] = loop.create_future()
+    loop.call_later(answer_s, answer.set_result, "answered")
+    loop.call_soon(time.sleep, stalled_s)
+    async with Deadline.after(WAIT_S).bound("redis"):
+        return await answer
+
+
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_an_answer_that_came_while_the_event_loop_stalled_is_taken(
+    loop_factory: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    """The dependency was in time; we were late."""
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        assert runner.run(wait(WAIT_S / 4, stalled_s=3 * WAIT_S)) == "answered"
+
+
+def test_a_wait_without_an_answer_ends_at_the_deadline() -> None:
+    """Not later, as far as the machine lets us."""
+    start = time.monotonic()
+    with pytest.raises(DependencyFailed, match="redis: timeout"):
+        asyncio.run(wait(answer_s=60))
+    assert WAIT_S <= time.monotonic() - start < 1
+
+
+def test_a_wait_past_the_deadline_is_never_begun() -> None:
+    """What it would ask costs the dependency time for nobody."""
+
+    async def begin() -> None:
+        async with Deadline.after(0).bound("redis"):
+            raise AssertionError("begun")
+
+    with pytest.raises(DependencyFailed, match="redis: timeout"):
+        asyncio.run(begin())
