@@ -1,5 +1,5 @@
-"""`mtgr serve` by its environment, in a process whose wall clock jumps: an hour ahead on SIGUSR1,
-an hour back on SIGUSR2."""
+"""`mtgr serve` by its environment, in a process whose wall clock jumps (an hour ahead on SIGUSR1,
+an hour back on SIGUSR2) and whose engine fails (see `tests.bench.fault_engine`)."""
 
 import signal
 import time
@@ -19,9 +19,13 @@ if __name__ == "__main__":
     signal.signal(signal.SIGUSR2, jump)
 
     from service import logs
+    from service.backends import opening
     from service.serve import run
     from service.setting_sources import load_settings
     from service.settings import Settings
+    from tests.bench.fault_engine import EngineFault
 
     logs.configure()
-    run(load_settings({}, Settings))
+    settings, fault = load_settings({}, Settings), EngineFault()
+    in_process = all(model.backend == "inprocess" for model in settings.models.values())
+    run(settings, open_model=fault.open_model if in_process else opening.open_model)

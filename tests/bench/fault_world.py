@@ -75,7 +75,7 @@ class World:
         self.process.kill()
         self.process.wait()
 
-    def signal(self, number: signal.Signals) -> None:
+    def signal(self, number: int) -> None:
         """Send the gateway a signal."""
         assert self.process is not None
         self.process.send_signal(number)
@@ -123,7 +123,6 @@ def world(with_triton: bool, workers: int) -> Iterator[World]:
             "MTGR_REDIS_URL": f"redis://127.0.0.1:{redis_way.port}",
             "MTGR_REQUEST_LOG_DIR": str(directory / "requests"),
             "MTGR_REQUEST_LOG_FILE_S": "0.5",
-            "MTGR_REDIS_TIMEOUT_MS": "40",
             "MTGR_WORKERS": str(workers),
             "OMP_NUM_THREADS": "1",
         }

@@ -1,4 +1,7 @@
-"""The fault table: every dependency failing in every way under steady load, none unexplained."""
+"""The fault table: every dependency failing in every way under steady load, none unexplained.
+
+`python -m tests.bench.faults [redis|engine|gateway|workers|triton ...]`: these parts, or all.
+"""
 
 import resource
 import signal
@@ -10,7 +13,8 @@ import grpc
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
-from tests.bench.fault_table import HEAD, Act, Fault, Load, table
+from tests.bench.fault_engine import SIGNALS
+from tests.bench.fault_table import HEAD, Act, Fault, Load, Row, table
 from tests.bench.fault_world import World
 from tests.chaos import ChaosProxy, Mode
 from tests.triton.install import Unavailable
@@ -23,6 +27,7 @@ WRITES = {"503 dependency_failed"}
 TRITON = {
     f"triton_{why}" for why in ("timeout", "unavailable", "error", "model_missing", "circuit_open")
 }
+ENGINE = {f"backend_{why}" for why in ("timeout", "error", "queue_full", "circuit_open")}
 BUSY = {"429 overloaded", "429 expired"}
 
 
@@ -40,6 +45,15 @@ def through(which: str, mode: Mode, reasons: set[str], one: bool = False) -> Fau
     told = {"slow": "slow (50 ms)", "hold": "silent"}.get(mode, mode)
     name = f"one of two {which}s {told}" if one else f"{which} {told}"
     return Fault(name, set_mode(mode), set_mode("pass"), reasons)
+
+
+def engine(mode: str, reasons: set[str], name: str = "") -> Fault:
+    """A fault of the engine in the gateway's process."""
+
+    def send(mode: str) -> Act:
+        return lambda world: world.signal(SIGNALS[mode])
+
+    return Fault(f"engine {name or mode}", send(mode), send("well"), reasons)
 
 
 def on_triton(act: Callable[[TritonServer], None]) -> Act:
@@ -60,7 +74,7 @@ def unload(server: TritonServer) -> None:
             stub.RepositoryModelUnload(pb.RepositoryModelUnloadRequest(model_name=model.name))
 
 
-FAULTS = [
+REDIS_FAULTS = [
     Fault("none", lambda w: None, lambda w: None, set()),
     Fault("redis killed", lambda w: w.redis.kill(), lambda w: w.redis.start(), REDIS | WRITES),
     Fault(
@@ -79,6 +93,13 @@ FAULTS = [
         WRITES,
         'mtgr_refused_total{reason="dependency_failed"',
     ),
+]
+ENGINE_FAULTS = [
+    engine("erroring", {"backend_error", "backend_circuit_open"}),
+    engine("slow", ENGINE | BUSY, "slow (50 ms)"),
+    engine("frozen", ENGINE | BUSY),
+]
+GATEWAY_FAULTS = [
     Fault("gateway killed", lambda w: w.kill(), lambda w: w.serve(), {"503 not_ready"}),
     Fault(
         "disk full for the request log",
@@ -128,17 +149,28 @@ TRITON_FAULTS = [
 ]
 
 
-def main() -> int:
+PARTS: dict[str, tuple[list[Fault], dict[str, Any]]] = {
+    "redis": (REDIS_FAULTS, {}),
+    "engine": (ENGINE_FAULTS, {}),
+    "gateway": (GATEWAY_FAULTS, {}),
+    "workers": (WORKER_FAULTS, {"workers": 2}),
+    "triton": (TRITON_FAULTS, {"with_triton": True}),
+}
+"""Faults, and the world that they need."""
+
+
+def main(parts: list[str]) -> int:
     """Print the table; the number of unexplained outcomes."""
     print(HEAD)  # noqa: T201  # a benchmark's output
-    rows = table(FAULTS, Load())
-    rows += table(WORKER_FAULTS, Load(), workers=2)
-    try:
-        rows += table(TRITON_FAULTS, Load(), with_triton=True)
-    except Unavailable as reason:
-        print(f"NOT CHECKED: no Triton server here: {reason}")  # noqa: T201
+    rows: list[Row] = []
+    for part in parts or PARTS:
+        faults, needed = PARTS[part]
+        try:
+            rows += table(faults, Load(), **needed)
+        except Unavailable as reason:
+            print(f"NOT CHECKED: {part}: {reason}")  # noqa: T201
     return sum(len(row.unexplained) for row in rows)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
