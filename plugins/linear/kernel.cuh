@@ -1,9 +1,10 @@
 // One persistent launch of up to four products: out = activation(x W^T + b) + residual, on sm_90a.
 //
-// A producer thread copies blocks of x and W through a ring of shared-memory stages; each consumer
-// warpgroup multiplies its rows of the tile by all columns in fp32 registers. A finished tile
-// passes through shared memory in strips of 64 columns, so that bias, SiLU, residual and stores
-// work on rows of 16-byte vectors.
+// A producer thread copies blocks of x and W through a ring of shared-memory stages, tile after
+// tile; two consumer warpgroups take turns at the tiles and hold theirs in fp32 registers. So one
+// finishes a tile while the other keeps the matrix units busy: SiLU alone is 2,000 clocks of a 128
+// x 256 tile. A finished tile passes through shared memory in strips of 64 columns, so that bias,
+// SiLU, residual and stores work on rows of 16-byte vectors.
 #pragma once
 
 #include "launch.cuh"
@@ -24,7 +25,7 @@ constexpr int kSharedLimit = 227 * 1024;
 
 template <int kBlocks, int kColumns>
 struct Shared {
-  static constexpr int kRows = 64 * kConsumers * kBlocks;
+  static constexpr int kRows = 64 * kBlocks;
   static constexpr int kStageBytes = (kRows + kColumns) * kRowBytes;
   static constexpr int kBiasPitch = (kColumns - 1) / kStrip * kStrip + kStrip;
   static constexpr int kOutputBytes = kConsumers * (4 * 16 * kStripPitch + kBiasPitch) * 4;
@@ -36,6 +37,9 @@ struct Shared {
   float strip[kConsumers * 4][16 * kStripPitch];  // a warp's
   float bias[kConsumers][kBiasPitch];
   uint64_t full[kStages], empty[kStages];
+  // A consumer's turn: the other has seen all stages of its tile arrive. Without it one would wait for
+  // a stage two rounds ahead, which a barrier's parity cannot tell from one that has passed.
+  uint64_t turn[kConsumers];
 };
 
 // Position in the ring of stages; the parity is that of the next completion to wait for.
@@ -45,6 +49,10 @@ struct Position {
   uint32_t parity = 0;
   __device__ void advance() {
     if (++stage == kStages) stage = 0, parity ^= 1;
+  }
+  __device__ void advance(int steps) {
+    parity ^= (stage + steps) / kStages & 1;
+    stage = (stage + steps) % kStages;
   }
 };
 
@@ -244,15 +252,24 @@ __device__ void consume(const Launch& launch, Shared<kBlocks, kColumns>& shared,
 
   Position<S::kStages> next;
   const int step = gridDim.x / kCluster;
-  for (int unit = blockIdx.x / kCluster; unit < launch.units; unit += step) {
+  const int self = warp / 4;
+  uint32_t turn_parity = self ^ 1;  // the first tile is the first consumer's, without waiting
+  bool mine = self == 0;
+  for (int unit = blockIdx.x / kCluster; unit < launch.units; unit += step, mine = !mine) {
     const Place at = Place::of<S::kRows, kColumns, kCluster>(launch, unit, rank);
+    const int blocks_deep = at.problem.blocks_deep;
+    if (!mine) {
+      next.advance(blocks_deep);
+      continue;
+    }
     const Bias<kColumns, kEpilogue> bias(at);
     float c[kBlocks][kColumns / 2];
     int previous = 0;
-    const int blocks_deep = at.problem.blocks_deep;
+    wait(&shared.turn[self], turn_parity);
+    turn_parity ^= 1;
     for (int block = 0; block < blocks_deep; ++block) {
       wait(&shared.full[next.stage], next.parity);
-      const uint64_t x = descriptor(shared.x[next.stage] + warp / 4 * kBlocks * 64 * kRowBytes, 0);
+      const uint64_t x = descriptor(shared.x[next.stage], 0);
       const uint64_t weight = descriptor(shared.weight[next.stage], 0);
       products_begin();
 #pragma unroll
@@ -262,6 +279,7 @@ __device__ void consume(const Launch& launch, Shared<kBlocks, kColumns>& shared,
           product<T, kColumns>(c[b], x + i * 2 + b * (64 * kRowBytes / 16), weight + i * 2,
                                block + i);
       products_commit();
+      if (block + 1 == blocks_deep && lane == 0) arrive(&shared.turn[self ^ 1]);
       products_wait<1>();
       if (block > 0) release(previous);
       previous = next.stage;
@@ -270,14 +288,14 @@ __device__ void consume(const Launch& launch, Shared<kBlocks, kColumns>& shared,
     wait_for_inputs();
 #pragma unroll
     for (int b = 0; b < kBlocks; ++b) {
-      const int row = at.row + (warp / 4 * kBlocks + b) * 64 + warp % 4 * 16;
+      const int row = at.row + b * 64 + warp % 4 * 16;
       const Output<T, kColumns, kEpilogue> output(at, row, lane);
       if (b == 0) {
         products_wait<0>();
         release(previous);
-        bias.store(shared.bias[warp / 4]);
+        bias.store(shared.bias[self]);
       }
-      output.store(shared.strip[warp], shared.bias[warp / 4], c[b]);
+      output.store(shared.strip[warp], shared.bias[self], c[b]);
     }
   }
 }
@@ -292,8 +310,9 @@ __global__ void __launch_bounds__(128 * (1 + kConsumers), 1)
   if (threadIdx.x == 0) {
     for (int i = 0; i < S::kStages; ++i) {
       barrier_init(&shared.full[i], 1);
-      barrier_init(&shared.empty[i], kCluster * kConsumers * 4);
+      barrier_init(&shared.empty[i], kCluster * 4);
     }
+    for (int i = 0; i < kConsumers; ++i) barrier_init(&shared.turn[i], 4);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     for (int i = 0; i < launch.count; ++i) {
       prefetch_map(&launch.problems[i].x);

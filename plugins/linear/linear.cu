@@ -26,9 +26,10 @@ int check(const mtgr_linear_args& a) {
 }
 
 // Clocks of the slowest block, roughly: its tiles' stages, each bound by the matrix units (2048
-// products a clock) or by the copies into shared memory, and the tiles' way out.
+// products a clock) or by the copies into shared memory, and the last tile's way out; the others'
+// goes on beside products.
 double clocks(const mtgr_linear_args* problems, int count, int processors, const Tile& tile) {
-  constexpr double kBytesAClock = 46, kStart = 1500, kStripClocks = 150;
+  constexpr double kBytesAClock = 46, kStart = 1500, kRowOutClocks = 0.12;
   const double stage =
       std::max(tile.rows() * tile.columns * kDepth / 2048.0,
                (tile.rows() / tile.cluster + tile.columns) * kDepth * 2 / kBytesAClock);
@@ -39,7 +40,7 @@ double clocks(const mtgr_linear_args* problems, int count, int processors, const
     if (a.rows == 0) continue;
     const int across = (a.columns - 1) / (tile.columns * tile.cluster) + 1;
     const int mine = across * ((a.rows - 1) / tile.rows() + 1);
-    const double deep = ((a.depth - 1) / kDepth + 1) * stage + kStripClocks * tile.columns / 32;
+    const double deep = ((a.depth - 1) / kDepth + 1) * stage;
     units += mine;
     work += mine * deep;
     deepest = std::max(deepest, deep);
@@ -47,7 +48,8 @@ double clocks(const mtgr_linear_args* problems, int count, int processors, const
   if (units == 0) return 0;
   const int clusters = processors / tile.cluster;
   const int rounds = (units - 1) / clusters + 1;
-  return kStart + std::max(deepest, rounds * work / units);
+  const double out = kRowOutClocks * tile.rows() * tile.columns;
+  return kStart + std::max(deepest, rounds * work / units) + out;
 }
 
 }  // namespace

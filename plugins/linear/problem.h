@@ -13,23 +13,23 @@ namespace mtgr::linear {
 constexpr int kMostProblems = 4;  // of one launch
 constexpr int kDepth = 64;        // columns of x and of the weight a stage holds: 128 bytes a row
 
-constexpr int kConsumers = 2;  // warpgroups that multiply
+constexpr int kConsumers = 2;  // warpgroups that multiply, each its own tiles
 
 // What happens to x W^T + bias.
 enum Epilogue { kStore, kSilu, kAddResidual };
 
-// A tile of the output: each consumer computes `blocks` times 64 rows by `columns`. `cluster`
-// thread blocks take neighbouring tiles of one row of tiles and load its part of x once for all of
-// them.
+// A tile of the output: `blocks` times 64 rows by `columns`, in the registers of one warpgroup.
+// `cluster` thread blocks take neighbouring tiles of one row of tiles and load its part of x once
+// for all.
 struct Tile {
   int blocks, columns, cluster;
-  constexpr int rows() const { return 64 * kConsumers * blocks; }
+  constexpr int rows() const { return 64 * blocks; }
   // Whether registers are left to hold residual rows while they are awaited.
   constexpr bool takes_residual() const { return blocks * columns <= 256; }
 };
 
-constexpr Tile kTiles[] = {{1, 64, 2},  {1, 96, 2},  {1, 128, 2}, {1, 192, 2},
-                           {1, 256, 2}, {2, 128, 2}, {2, 176, 2}};
+constexpr Tile kTiles[] = {{1, 64, 2}, {1, 128, 2}, {2, 64, 2},
+                           {2, 96, 2}, {2, 128, 2}, {2, 176, 2}};
 constexpr int kTileCount = sizeof kTiles / sizeof *kTiles;
 
 struct Problem {
