@@ -209,7 +209,8 @@ void bench_linears() {
                 {"candidates' u, q", 500, 1536, 768, linear::kSilu}};
   std::printf("linear bf16, us by tile");
   for (const auto& tile : kTiles)
-    std::printf("  %dx%d/%d", tile.rows(), tile.columns, tile.cluster);
+    std::printf("  %s%dx%d/%dx%d", tile.turns ? "t" : "", tile.rows(), tile.columns, tile.down,
+                tile.across);
   std::printf("  | chosen, us, TFLOP/s\n");
   int processors = 0;
   CHECK_CUDA(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, 0));

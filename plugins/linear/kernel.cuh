@@ -1,10 +1,10 @@
 // One persistent launch of up to four products: out = activation(x W^T + b) + residual, on sm_90a.
 //
 // A producer thread copies blocks of x and W through a ring of shared-memory stages, tile after
-// tile; two consumer warpgroups take turns at the tiles and hold theirs in fp32 registers. So one
-// finishes a tile while the other keeps the matrix units busy: SiLU alone is 2,000 clocks of a 128
-// x 256 tile. A finished tile passes through shared memory in strips of 64 columns, so that bias,
-// SiLU, residual and stores work on rows of 16-byte vectors.
+// tile; two consumer warpgroups multiply them in fp32 registers. They share each tile, or take turns
+// at tiles: then one finishes its tile while the other keeps the matrix units busy. A finished tile
+// passes through shared memory in strips of 64 columns, so that bias, SiLU, residual and stores work
+// on rows of 16-byte vectors.
 #pragma once
 
 #include "launch.cuh"
@@ -23,9 +23,13 @@ constexpr int kRowLanes = kStrip / 8;    // lanes that store one row of a strip
 constexpr int kPasses = 16 * kRowLanes / 32;
 constexpr int kSharedLimit = 227 * 1024;
 
-template <int kBlocks, int kColumns>
+template <int kTile>
 struct Shared {
-  static constexpr int kRows = 64 * kBlocks;
+  static constexpr Tile kShape = kTiles[kTile];
+  static constexpr int kRows = kShape.rows(), kColumns = kShape.columns;
+  static constexpr int kCluster = kShape.cluster();
+  static constexpr int kLoadedRows = kShape.loaded_rows();
+  static constexpr int kLoadedColumns = kShape.loaded_columns();
   static constexpr int kStageBytes = (kRows + kColumns) * kRowBytes;
   static constexpr int kBiasPitch = (kColumns - 1) / kStrip * kStrip + kStrip;
   static constexpr int kOutputBytes = kConsumers * (4 * 16 * kStripPitch + kBiasPitch) * 4;
@@ -37,8 +41,8 @@ struct Shared {
   float strip[kConsumers * 4][16 * kStripPitch];  // a warp's
   float bias[kConsumers][kBiasPitch];
   uint64_t full[kStages], empty[kStages];
-  // A consumer's turn: the other has seen all stages of its tile arrive. Without it one would wait for
-  // a stage two rounds ahead, which a barrier's parity cannot tell from one that has passed.
+  // A consumer's turn: the other has seen all stages of its tile arrive. Without it one would wait
+  // for a stage two rounds ahead, which a barrier's parity cannot tell from one that has passed.
   uint64_t turn[kConsumers];
 };
 
@@ -56,6 +60,25 @@ struct Position {
   }
 };
 
+// Where a block is in its cluster, and whom the parts of x and W that it loads are for.
+template <int kTile>
+struct Member {
+  static constexpr Tile kShape = kTiles[kTile];
+  const int across, down;
+
+  __device__ explicit Member(int rank)
+      : across(rank % kShape.across), down(rank / kShape.across) {}
+  // The blocks whose tiles lie in this one's row, and those in its column, a bit each.
+  __device__ uint16_t of_row() const {
+    return ((1 << kShape.across) - 1) << down * kShape.across;
+  }
+  __device__ uint16_t of_column() const {
+    uint16_t all = 0;
+    for (int i = 0; i < kShape.down; ++i) all |= 1 << (across + i * kShape.across);
+    return all;
+  }
+};
+
 // The tile that a block computes of one unit.
 struct Place {
   const Problem& problem;
@@ -66,31 +89,43 @@ struct Place {
     while (i + 1 < launch.count && unit >= launch.problems[i + 1].first_unit) ++i;
     return launch.problems[i];
   }
-  template <int kRows, int kColumns, int kCluster>
-  __device__ static Place of(const Launch& launch, int unit, int rank) {
+  template <int kTile>
+  __device__ static Place of(const Launch& launch, int unit, const Member<kTile>& self) {
+    using S = Shared<kTile>;
     const Problem& problem = problem_of(launch, unit);
     const int local = unit - problem.first_unit;
-    const int tile = local % problem.across * kCluster + rank;
-    return {problem, local / problem.across * kRows, tile * kColumns};
+    const int row = local / problem.across * S::kShape.down + self.down;
+    const int column = local % problem.across * S::kShape.across + self.across;
+    return {problem, row * S::kRows, column * S::kColumns};
   }
 };
 
-template <int kBlocks, int kColumns, int kCluster>
-__device__ void produce(const Launch& launch, Shared<kBlocks, kColumns>& shared, int rank) {
-  using S = Shared<kBlocks, kColumns>;
-  constexpr int kPart = S::kRows / kCluster;  // rows of x that this block loads for its cluster
-  constexpr uint16_t kAll = (1 << kCluster) - 1;
-  const int first = blockIdx.x / kCluster, step = gridDim.x / kCluster;
+// Copies part `part` of `kParts` of a stage's rows of x or W to the blocks of `mask`.
+template <int kParts>
+__device__ void copy_part(unsigned char* to, const CUtensorMap* map, int block, int row, int part,
+                          int part_rows, uint64_t* full, uint16_t mask) {
+  to += part * part_rows * kRowBytes;
+  if constexpr (kParts == 1)
+    copy_rows(to, map, block * kDepth, row, full);
+  else
+    copy_rows_to_all(to, map, block * kDepth, row + part * part_rows, full, mask);
+}
+
+template <int kTile>
+__device__ void produce(const Launch& launch, Shared<kTile>& shared, const Member<kTile>& self) {
+  using S = Shared<kTile>;
+  constexpr Tile kShape = kTiles[kTile];
+  const int first = blockIdx.x / S::kCluster, step = gridDim.x / S::kCluster;
   auto load_weight = [&](const Place& at, int block, int stage) {
     arrive_expecting(&shared.full[stage], S::kStageBytes);
-    copy_rows(shared.weight[stage], &at.problem.weight, block * kDepth, at.column,
-              &shared.full[stage]);
+    copy_part<kShape.down>(shared.weight[stage], &at.problem.weight, block, at.column, self.down,
+                           S::kLoadedColumns, &shared.full[stage], self.of_column());
   };
 
   // Weights are nobody's output: those of the first stages come while earlier kernels end.
   int ahead = 0;
   if (first < launch.units) {
-    const Place at = Place::of<S::kRows, kColumns, kCluster>(launch, first, rank);
+    const Place at = Place::of<kTile>(launch, first, self);
     for (; ahead < S::kStages && ahead < at.problem.blocks_deep; ++ahead)
       load_weight(at, ahead, ahead);
   }
@@ -98,7 +133,7 @@ __device__ void produce(const Launch& launch, Shared<kBlocks, kColumns>& shared,
 
   Position<S::kStages> next;
   for (int unit = first; unit < launch.units; unit += step) {
-    const Place at = Place::of<S::kRows, kColumns, kCluster>(launch, unit, rank);
+    const Place at = Place::of<kTile>(launch, unit, self);
     const int blocks_deep = at.problem.blocks_deep;
     for (int block = 0; block < blocks_deep; ++block, next.advance()) {
       if (ahead > 0) {
@@ -107,12 +142,8 @@ __device__ void produce(const Launch& launch, Shared<kBlocks, kColumns>& shared,
         wait(&shared.empty[next.stage], next.parity ^ 1);
         load_weight(at, block, next.stage);
       }
-      unsigned char* x = shared.x[next.stage] + rank * kPart * kRowBytes;
-      if constexpr (kCluster == 1)
-        copy_rows(x, &at.problem.x, block * kDepth, at.row, &shared.full[next.stage]);
-      else
-        copy_rows_to_all(x, &at.problem.x, block * kDepth, at.row + rank * kPart,
-                         &shared.full[next.stage], kAll);
+      copy_part<kShape.across>(shared.x[next.stage], &at.problem.x, block, at.row, self.across,
+                               S::kLoadedRows, &shared.full[next.stage], self.of_row());
     }
   }
 }
@@ -238,38 +269,40 @@ class Bias {
   float values_[kParts];
 };
 
-template <class T, int kBlocks, int kColumns, int kCluster, Epilogue kEpilogue>
-__device__ void consume(const Launch& launch, Shared<kBlocks, kColumns>& shared, int rank) {
-  using S = Shared<kBlocks, kColumns>;
-  const int warp = threadIdx.x / 32 - 4, lane = threadIdx.x % 32;
+template <class T, int kTile, Epilogue kEpilogue>
+__device__ void consume(const Launch& launch, Shared<kTile>& shared, const Member<kTile>& self) {
+  using S = Shared<kTile>;
+  constexpr Tile kShape = kTiles[kTile];
+  constexpr int kBlocks = kShape.blocks, kColumns = kShape.columns, kCluster = S::kCluster;
+  const int warp = threadIdx.x / 32 - 4, lane = threadIdx.x % 32, consumer = warp / 4;
+  const int first_row = kShape.turns ? 0 : consumer * kBlocks * 64;  // of the tile's
+  // To all whose copies come here.
+  const bool releases = (self.of_row() | self.of_column()) >> lane & 1;
   auto release = [&](int stage) {
-    if constexpr (kCluster == 1) {
-      if (lane == 0) arrive(&shared.empty[stage]);
-    } else {
-      if (lane < kCluster) arrive_at(&shared.empty[stage], lane);
-    }
+    if (releases) arrive_at(&shared.empty[stage], lane);
   };
 
   Position<S::kStages> next;
   const int step = gridDim.x / kCluster;
-  const int self = warp / 4;
-  uint32_t turn_parity = self ^ 1;  // the first tile is the first consumer's, without waiting
-  bool mine = self == 0;
+  uint32_t turn_parity = consumer ^ 1;  // the first tile is the first consumer's, without waiting
+  bool mine = consumer == 0;
   for (int unit = blockIdx.x / kCluster; unit < launch.units; unit += step, mine = !mine) {
-    const Place at = Place::of<S::kRows, kColumns, kCluster>(launch, unit, rank);
+    const Place at = Place::of<kTile>(launch, unit, self);
     const int blocks_deep = at.problem.blocks_deep;
-    if (!mine) {
+    if (kShape.turns && !mine) {
       next.advance(blocks_deep);
       continue;
     }
     const Bias<kColumns, kEpilogue> bias(at);
     float c[kBlocks][kColumns / 2];
     int previous = 0;
-    wait(&shared.turn[self], turn_parity);
-    turn_parity ^= 1;
+    if constexpr (kShape.turns) {
+      wait(&shared.turn[consumer], turn_parity);
+      turn_parity ^= 1;
+    }
     for (int block = 0; block < blocks_deep; ++block) {
       wait(&shared.full[next.stage], next.parity);
-      const uint64_t x = descriptor(shared.x[next.stage], 0);
+      const uint64_t x = descriptor(shared.x[next.stage] + first_row * kRowBytes, 0);
       const uint64_t weight = descriptor(shared.weight[next.stage], 0);
       products_begin();
 #pragma unroll
@@ -279,7 +312,8 @@ __device__ void consume(const Launch& launch, Shared<kBlocks, kColumns>& shared,
           product<T, kColumns>(c[b], x + i * 2 + b * (64 * kRowBytes / 16), weight + i * 2,
                                block + i);
       products_commit();
-      if (block + 1 == blocks_deep && lane == 0) arrive(&shared.turn[self ^ 1]);
+      if (kShape.turns && block + 1 == blocks_deep && lane == 0)
+        arrive(&shared.turn[consumer ^ 1]);
       products_wait<1>();
       if (block > 0) release(previous);
       previous = next.stage;
@@ -288,29 +322,31 @@ __device__ void consume(const Launch& launch, Shared<kBlocks, kColumns>& shared,
     wait_for_inputs();
 #pragma unroll
     for (int b = 0; b < kBlocks; ++b) {
-      const int row = at.row + b * 64 + warp % 4 * 16;
+      const int row = at.row + first_row + b * 64 + warp % 4 * 16;
       const Output<T, kColumns, kEpilogue> output(at, row, lane);
       if (b == 0) {
         products_wait<0>();
         release(previous);
-        bias.store(shared.bias[self]);
+        bias.store(shared.bias[consumer]);
       }
-      output.store(shared.strip[warp], shared.bias[self], c[b]);
+      output.store(shared.strip[warp], shared.bias[consumer], c[b]);
     }
   }
 }
 
-template <class T, int kBlocks, int kColumns, int kCluster, Epilogue kEpilogue>
+template <class T, int kTile, Epilogue kEpilogue>
 __global__ void __launch_bounds__(128 * (1 + kConsumers), 1)
     linear(const __grid_constant__ Launch launch) {
   extern __shared__ __align__(1024) unsigned char raw[];
-  auto& shared = *reinterpret_cast<Shared<kBlocks, kColumns>*>(raw);
-  using S = Shared<kBlocks, kColumns>;
+  using S = Shared<kTile>;
+  constexpr Tile kShape = kTiles[kTile];
+  auto& shared = *reinterpret_cast<S*>(raw);
   release_dependents();
   if (threadIdx.x == 0) {
     for (int i = 0; i < S::kStages; ++i) {
       barrier_init(&shared.full[i], 1);
-      barrier_init(&shared.empty[i], kCluster * 4);
+      barrier_init(&shared.empty[i],
+                   (kShape.across + kShape.down - 1) * (kShape.turns ? 4 : kConsumers * 4));
     }
     for (int i = 0; i < kConsumers; ++i) barrier_init(&shared.turn[i], 4);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -319,24 +355,19 @@ __global__ void __launch_bounds__(128 * (1 + kConsumers), 1)
       prefetch_map(&launch.problems[i].weight);
     }
   }
-  const int rank = kCluster == 1 ? 0 : cluster_rank();
-  if constexpr (kCluster == 1)
-    __syncthreads();
-  else
-    cluster_barrier();
+  const Member<kTile> self(cluster_rank());
+  cluster_barrier();
 
   if (threadIdx.x < 128) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-    if (threadIdx.x == 0) produce<kBlocks, kColumns, kCluster>(launch, shared, rank);
+    if (threadIdx.x == 0) produce<kTile>(launch, shared, self);
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
-    consume<T, kBlocks, kColumns, kCluster, kEpilogue>(launch, shared, rank);
+    consume<T, kTile, kEpilogue>(launch, shared, self);
   }
   // No block leaves while another may still copy into it or arrive at its barriers.
-  if constexpr (kCluster > 1) {
-    __syncwarp();
-    cluster_barrier();
-  }
+  __syncwarp();
+  cluster_barrier();
 }
 
 }  // namespace mtgr::linear

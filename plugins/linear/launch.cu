@@ -25,9 +25,10 @@ bool describe(Launch& launch, mtgr_dtype dtype, const mtgr_linear_args* problems
     const mtgr_linear_args& a = problems[i];
     if (a.rows == 0) continue;
     Problem& p = launch.problems[launch.count++];
-    const int across = (a.columns - 1) / (tile.columns * tile.cluster) + 1;
-    if (!encode(p.x, dtype, a.x, a.rows, a.depth, a.x_stride, tile.rows() / tile.cluster) ||
-        !encode(p.weight, dtype, a.weight, a.columns, a.depth, a.depth, tile.columns))
+    const int across = (a.columns - 1) / (tile.columns * tile.across) + 1;
+    if (!encode(p.x, dtype, a.x, a.rows, a.depth, a.x_stride, tile.loaded_rows()) ||
+        !encode(p.weight, dtype, a.weight, a.columns, a.depth, a.depth,
+                tile.loaded_columns()))
       return false;
     p.bias = a.bias;
     p.residual = a.residual;
@@ -41,7 +42,7 @@ bool describe(Launch& launch, mtgr_dtype dtype, const mtgr_linear_args* problems
     p.across = across;
     p.first_unit = launch.units;
     p.float_output = a.out_dtype == MTGR_FLOAT32;
-    launch.units += across * ((a.rows - 1) / tile.rows() + 1);
+    launch.units += across * ((a.rows - 1) / (tile.rows() * tile.down) + 1);
   }
   return true;
 }
@@ -52,15 +53,15 @@ cudaError_t start(const Launch& launch, int processors, cudaStream_t stream) {
   if constexpr (kEpilogue == kAddResidual && !kShape.takes_residual()) {
     return cudaErrorNotSupported;
   } else {
-    auto* kernel = linear<T, kShape.blocks, kShape.columns, kShape.cluster, kEpilogue>;
-    constexpr int kBytes = sizeof(Shared<kShape.blocks, kShape.columns>);
+    auto* kernel = linear<T, kTile, kEpilogue>;
+    constexpr int kBytes = sizeof(Shared<kTile>);
     static_assert(kBytes <= kSharedLimit);
     const cudaError_t error =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
     if (error != cudaSuccess) return error;
-    const unsigned clusters = min(launch.units, processors / kShape.cluster);
-    const Shape shape{clusters * kShape.cluster, 128 * (1 + kConsumers), kBytes,
-                      unsigned(kShape.cluster)};
+    const unsigned clusters = min(launch.units, processors / kShape.cluster());
+    const Shape shape{clusters * kShape.cluster(), 128 * (1 + kConsumers), kBytes,
+                      unsigned(kShape.cluster())};
     return mtgr::launch(kernel, shape, stream, launch);
   }
 }

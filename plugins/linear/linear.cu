@@ -25,31 +25,35 @@ int check(const mtgr_linear_args& a) {
   return MTGR_OK;
 }
 
-// Clocks of the slowest block, roughly: its tiles' stages, each bound by the matrix units (2048
-// products a clock) or by the copies into shared memory, and the last tile's way out; the others'
-// goes on beside products.
+// Clocks of a launch, roughly, fitted to the README's table. The slowest block's tiles take their
+// stages, each bound by the matrix units or by what the block loads, and their way out; where
+// consumers take turns only the last one's way out is not hidden. And all blocks together wait for
+// what L2 hands out.
 double clocks(const mtgr_linear_args* problems, int count, int processors, const Tile& tile) {
-  constexpr double kBytesAClock = 46, kStart = 1500, kRowOutClocks = 0.12;
-  const double stage =
-      std::max(tile.rows() * tile.columns * kDepth / 2048.0,
-               (tile.rows() / tile.cluster + tile.columns) * kDepth * 2 / kBytesAClock);
-  double work = 0, deepest = 0;
+  constexpr double kStart = 2000, kProductsAClock = 2000, kBytesAClock = 38, kShareOfL2 = 25.4;
+  const double tile_out = (tile.turns ? 0.47 : 0.245) * tile.rows() * tile.columns;
+  const double loaded = (tile.loaded_rows() + tile.loaded_columns()) * kDepth * 2;
+  const double stage = std::max(tile.rows() * tile.columns * kDepth / kProductsAClock,
+                                loaded / kBytesAClock);
+  double work = 0, deepest = 0, bytes = 0;
   int units = 0;
   for (int i = 0; i < count; ++i) {
     const mtgr_linear_args& a = problems[i];
     if (a.rows == 0) continue;
-    const int across = (a.columns - 1) / (tile.columns * tile.cluster) + 1;
-    const int mine = across * ((a.rows - 1) / tile.rows() + 1);
-    const double deep = ((a.depth - 1) / kDepth + 1) * stage;
+    const int across = (a.columns - 1) / (tile.columns * tile.across) + 1;
+    const int mine = across * ((a.rows - 1) / (tile.rows() * tile.down) + 1);
+    const int deep = (a.depth - 1) / kDepth + 1;
+    const double taken = deep * stage + (tile.turns ? 0 : tile_out);
     units += mine;
-    work += mine * deep;
-    deepest = std::max(deepest, deep);
+    work += mine * taken;
+    deepest = std::max(deepest, taken);
+    bytes += mine * tile.cluster() * deep * loaded;
   }
   if (units == 0) return 0;
-  const int clusters = processors / tile.cluster;
-  const int rounds = (units - 1) / clusters + 1;
-  const double out = kRowOutClocks * tile.rows() * tile.columns;
-  return kStart + std::max(deepest, rounds * work / units) + out;
+  const int rounds = (units - 1) / (processors / tile.cluster()) + 1;
+  const double slowest =
+      std::max(deepest, rounds * work / units) + (tile.turns ? tile_out : 0);
+  return kStart + std::max(slowest, bytes / (kShareOfL2 * processors));
 }
 
 }  // namespace

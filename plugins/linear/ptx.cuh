@@ -59,6 +59,8 @@ __device__ __forceinline__ void arrive_at(uint64_t* barrier, uint32_t rank) {
 #define MTGR_TO_39 MTGR_TO_29 MTGR_TEN(3)
 #define MTGR_TO_59 MTGR_TO_39 MTGR_TEN(4) MTGR_TEN(5)
 #define MTGR_TO_79 MTGR_TO_59 MTGR_TEN(6) MTGR_TEN(7)
+#define MTGR_TO_89 MTGR_TO_79 MTGR_TEN(8)
+#define MTGR_TO_119 MTGR_TO_89 MTGR_TEN(9) MTGR_TEN(10) MTGR_TEN(11)
 
 #define MTGR_C4(i) "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3])
 #define MTGR_C16(i) MTGR_C4(i), MTGR_C4(i + 4), MTGR_C4(i + 8), MTGR_C4(i + 12)
@@ -81,15 +83,21 @@ __device__ __forceinline__ void arrive_at(uint64_t* barrier, uint32_t rank) {
                  MTGR_C16(32));                                                                    \
   else if constexpr (kN == 128)                                                                    \
     MTGR_PRODUCT(128, TYPE, MTGR_TO_59 "%60,%61,%62,%63", 64, 65, 66, MTGR_C64(0));                \
-  else                                                                                             \
+  else if constexpr (kN == 176)                                                                    \
     MTGR_PRODUCT(176, TYPE, MTGR_TO_79 "%80,%81,%82,%83,%84,%85,%86,%87", 88, 89, 90, MTGR_C64(0), \
-                 MTGR_C16(64), MTGR_C4(80), MTGR_C4(84));
+                 MTGR_C16(64), MTGR_C4(80), MTGR_C4(84));                                          \
+  else if constexpr (kN == 192)                                                                    \
+    MTGR_PRODUCT(192, TYPE, MTGR_TO_89 "%90,%91,%92,%93,%94,%95", 96, 97, 98, MTGR_C64(0),         \
+                 MTGR_C32(64));                                                                    \
+  else                                                                                             \
+    MTGR_PRODUCT(256, TYPE, MTGR_TO_119 "%120,%121,%122,%123,%124,%125,%126,%127", 128, 129, 130,  \
+                 MTGR_C64(0), MTGR_C64(64))
 
 // c (64 x kN, fp32) = or += A (64 x 16) * B (kN x 16)^T, both K-major in shared memory.
 template <class T, int kN>
 __device__ __forceinline__ void product(float (&c)[kN / 2], uint64_t a, uint64_t b,
                                         int accumulate) {
-  static_assert(kN == 64 || kN == 96 || kN == 128 || kN == 176);
+  static_assert(kN == 64 || kN == 96 || kN == 128 || kN == 176 || kN == 192 || kN == 256);
   if constexpr (std::is_same_v<T, __half>) {
     MTGR_PRODUCTS("f16");
   } else {
@@ -103,6 +111,8 @@ __device__ __forceinline__ void product(float (&c)[kN / 2], uint64_t a, uint64_t
 #undef MTGR_C32
 #undef MTGR_C16
 #undef MTGR_C4
+#undef MTGR_TO_119
+#undef MTGR_TO_89
 #undef MTGR_TO_79
 #undef MTGR_TO_59
 #undef MTGR_TO_39
