@@ -2,9 +2,8 @@
 //
 // A producer thread copies blocks of x and W through a ring of shared-memory stages, tile after
 // tile; two consumer warpgroups multiply them in fp32 registers. They share each tile, or take turns
-// at tiles: then one finishes its tile while the other keeps the matrix units busy. A finished tile
-// passes through shared memory in strips of 64 columns, so that bias, SiLU, residual and stores work
-// on rows of 16-byte vectors.
+// at tiles: then one finishes its tile while the other keeps the matrix units busy. Bias and
+// SiLU are applied in registers, and the result passes through shared memory to leave as whole lines.
 #pragma once
 
 #include "launch.cuh"
@@ -17,9 +16,8 @@ namespace mtgr::linear {
 using namespace mtgr::hopper;
 
 constexpr int kRowBytes = kDepth * 2;
-constexpr int kStrip = 64;               // columns: a whole line of a 16-bit row
-constexpr int kStripPitch = kStrip + 8;  // floats: rows of a strip start in different banks
-constexpr int kRowLanes = kStrip / 8;    // lanes that store one row of a strip
+constexpr int kStrip = 64;             // columns: a whole line of a 16-bit row
+constexpr int kRowLanes = kStrip / 8;  // lanes that store one row of a strip
 constexpr int kPasses = 16 * kRowLanes / 32;
 constexpr int kSharedLimit = 227 * 1024;
 
@@ -32,13 +30,13 @@ struct Shared {
   static constexpr int kLoadedColumns = kShape.loaded_columns();
   static constexpr int kStageBytes = (kRows + kColumns) * kRowBytes;
   static constexpr int kBiasPitch = (kColumns - 1) / kStrip * kStrip + kStrip;
-  static constexpr int kOutputBytes = kConsumers * (4 * 16 * kStripPitch + kBiasPitch) * 4;
+  static constexpr int kOutputBytes = kConsumers * (4 * 16 * kRowBytes + kBiasPitch * 4);
   static constexpr int kFitting = (kSharedLimit - kOutputBytes - 256) / kStageBytes;
   static constexpr int kStages = kFitting < 8 ? kFitting : 8;
 
   alignas(1024) unsigned char x[kStages][kRows * kRowBytes];
   alignas(1024) unsigned char weight[kStages][kColumns * kRowBytes];
-  float strip[kConsumers * 4][16 * kStripPitch];  // a warp's
+  alignas(128) unsigned char strip[kConsumers * 4][16 * kRowBytes];  // a warp's
   float bias[kConsumers][kBiasPitch];
   uint64_t full[kStages], empty[kStages];
   // A consumer's turn: the other has seen all stages of its tile arrive. Without it one would wait
@@ -148,95 +146,147 @@ __device__ void produce(const Launch& launch, Shared<kTile>& shared, const Membe
   }
 }
 
-// What a lane stores of one block of a tile: eight columns of each strip, of one row a pass. All
-// that it needs of the problem is in registers, and nothing but stores depends on the tile's edges.
+// The way out of 16 rows of a tile, a warp's. In registers a lane holds pairs of columns of two rows;
+// bias and SiLU are applied there. The 16-bit result passes through shared memory in strips of 64
+// columns, swizzled so that neither side meets bank conflicts, and leaves as whole lines: a lane
+// stores eight columns of a strip, of one row a pass. Residuals come the same way in reverse. fp32
+// results leave from registers.
 template <class T, int kColumns, Epilogue kEpilogue>
 class Output {
   static constexpr int kStrips = (kColumns - 1) / kStrip + 1;
   static constexpr bool kResidual = kEpilogue == kAddResidual;
 
  public:
-  // `row` is the first of the warp's 16.
-  __device__ Output(const Place& at, int row, int lane) : lane_(lane) {
-    const Problem& p = at.problem;
-    const int column = at.column + lane % kRowLanes * 8;
-    const int strips = (min(at.column + kColumns, p.columns) - column + kStrip - 1) / kStrip;
-    float_output_ = p.float_output;
+  // `row` is the first of the 16.
+  __device__ Output(const Place& at, int row, int lane)
+      : problem_(at.problem), row_(row), column_(at.column), lane_(lane) {
+    const int column = column_ + lane % kRowLanes * 8, first = row + lane / kRowLanes;
+    strips_ = (min(at.column + kColumns, problem_.columns) - column + kStrip - 1) / kStrip;
+    passes_ = (problem_.rows - first + row_of_pass(1) - 1) / row_of_pass(1);
+    out_ = static_cast<uint4*>(problem_.out) + column / 8;
 #pragma unroll
     for (int pass = 0; pass < kPasses; ++pass) {
-      const int r = row + lane / kRowLanes + pass * (16 / kPasses);
-      count_[pass] = r < p.rows ? strips : 0;
-      const int64_t to = count_[pass] == 0 ? 0 : p.out_rows ? __ldg(p.out_rows + r) : r;
-      out_[pass] =
-          static_cast<char*>(p.out) + (to * p.out_stride + column) * (float_output_ ? 4 : 2);
+      const int r = first + row_of_pass(pass);
+      to_[pass] = destination(r) * uint32_t(problem_.out_stride / 8);
       if constexpr (kResidual) {
-        const T* residual = static_cast<const T*>(p.residual) + r * p.residual_stride + column;
+        const T* residual =
+            static_cast<const T*>(problem_.residual) + r * problem_.residual_stride + column;
 #pragma unroll
         for (int strip = 0; strip < kStrips; ++strip)
-          residual_[strip][pass] = strip < count_[pass]
+          residual_[strip][pass] = strip < strips_ && pass < passes_
                                        ? *reinterpret_cast<const uint4*>(residual + strip * kStrip)
                                        : uint4{};
       }
     }
   }
 
-  __device__ void store(float* strip_of_warp, const float* bias_of_tile,
+  __device__ void store(unsigned char* strip_of_warp, const float* bias_of_tile,
                         const float (&c)[kColumns / 2]) const {
-    float* put = strip_of_warp + lane_ / 4 * kStripPitch + lane_ % 4 * 2;
-    const float* get = strip_of_warp + lane_ / kRowLanes * kStripPitch + lane_ % kRowLanes * 8;
-    const float* bias_at = bias_of_tile + lane_ % kRowLanes * 8;
-#pragma unroll
-    for (int strip = 0; strip < kStrips; ++strip) {
-      __syncwarp();
-#pragma unroll
-      for (int j = 0; j < kRowLanes && strip * kStrip + j * 8 < kColumns; ++j) {
-        const float* from = c + (strip * kRowLanes + j) * 4;
-        *reinterpret_cast<float2*>(put + j * 8) = {from[0], from[1]};
-        *reinterpret_cast<float2*>(put + j * 8 + 8 * kStripPitch) = {from[2], from[3]};
-      }
-      __syncwarp();
-      float bias[8];
-      load8(bias, bias_at + strip * kStrip);
-#pragma unroll
-      for (int pass = 0; pass < kPasses; ++pass) {
-        float y[8];
-        load8(y, get + pass * (16 / kPasses) * kStripPitch);
-        finish(y, bias, pass, strip);
-        if (strip < count_[pass]) write(y, pass, strip);
-      }
-    }
+    if (problem_.float_output)
+      store_floats(strip_of_warp, bias_of_tile, c);
+    else
+      store_halves(strip_of_warp, bias_of_tile, c);
   }
 
  private:
-  __device__ static void load8(float (&to)[8], const float* from) {
-    *reinterpret_cast<float4*>(to) = *reinterpret_cast<const float4*>(from);
-    *reinterpret_cast<float4*>(to + 4) = *reinterpret_cast<const float4*>(from + 4);
+  __device__ static constexpr int row_of_pass(int pass) { return pass * (16 / kPasses); }
+  // The row of `out` that row r goes to.
+  __device__ int destination(int r) const {
+    return problem_.out_rows && r < problem_.rows ? __ldg(problem_.out_rows + r) : r;
   }
-  __device__ void finish(float (&y)[8], const float (&bias)[8], int pass, int strip) const {
+  // Vector v of row r of a strip lies at vector v ^ r % 8 of it. That of this lane in a pass:
+  __device__ unsigned char* vector_at(unsigned char* strip, int pass) const {
+    const int row = lane_ / kRowLanes, first = row * kRowBytes + (lane_ % kRowLanes ^ row) * 16;
+    return strip + (first ^ row_of_pass(pass) % 8 * 16) + row_of_pass(pass) * kRowBytes;
+  }
+  // Where this lane's row of the four 8 x 8 matrices lies that make up 16 columns.
+  __device__ unsigned char* matrix_row(unsigned char* strip, int part) const {
+    const int first = lane_ % 16 * kRowBytes + (lane_ / 16 ^ lane_ % 8) * 16;
+    return strip + (first ^ part * 32);
+  }
+
+  // Columns `part * 16` on of a strip: four values of eight columns, then of the next eight.
+  __device__ void finish(float (&y)[8], const float* c, const float* bias_of_tile, int strip,
+                         int part, unsigned char* strip_of_warp) const {
+    const float* bias = bias_of_tile + strip * kStrip + part * 16 + lane_ % 4 * 2;
+    uint32_t residual[4];
+    if constexpr (kResidual) load_matrices(residual, matrix_row(strip_of_warp, part));
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      if constexpr (kEpilogue == kSilu)
-        y[i] = silu_of_twice(fmaf(y[i], .5f, bias[i]));  // half of the bias, see Bias
-      else
-        y[i] += bias[i];
-      if constexpr (kResidual)
-        y[i] += to_float(reinterpret_cast<const T*>(&residual_[strip][pass])[i]);
+    for (int i = 0; i < 4; ++i) {
+      const float2 b = *reinterpret_cast<const float2*>(bias + i / 2 * 8);
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {
+        const float x = c[(strip * kRowLanes + part * 2) * 4 + i * 2 + k], add = k ? b.y : b.x;
+        float& to = y[i * 2 + k];
+        if constexpr (kEpilogue == kSilu)
+          to = silu_of_twice(fmaf(x, .5f, add));  // half of the bias, see Bias
+        else
+          to = x + add;
+        if constexpr (kResidual) to += to_float(reinterpret_cast<const T*>(&residual[i])[k]);
+      }
     }
   }
-  __device__ void write(const float (&y)[8], int pass, int strip) const {
-    if (float_output_) {
-      auto* out = reinterpret_cast<float4*>(out_[pass] + strip * kStrip * 4);
-      out[0] = {y[0], y[1], y[2], y[3]};
-      out[1] = {y[4], y[5], y[6], y[7]};
-    } else {
-      *reinterpret_cast<uint4*>(out_[pass] + strip * kStrip * 2) = {
-          pack2<T>(y[0], y[1]), pack2<T>(y[2], y[3]), pack2<T>(y[4], y[5]), pack2<T>(y[6], y[7])};
+  // Makes the strip free, and puts the residual into it.
+  __device__ void begin(unsigned char* strip_of_warp, int strip) const {
+    __syncwarp();
+    if constexpr (kResidual) {
+#pragma unroll
+      for (int pass = 0; pass < kPasses; ++pass)
+        *reinterpret_cast<uint4*>(vector_at(strip_of_warp, pass)) =
+            residual_[strip][pass];
+      __syncwarp();
     }
   }
 
-  int lane_, count_[kPasses];
-  bool float_output_;
-  char* out_[kPasses];
+  __device__ void store_halves(unsigned char* strip_of_warp, const float* bias_of_tile,
+                               const float (&c)[kColumns / 2]) const {
+#pragma unroll
+    for (int strip = 0; strip < kStrips; ++strip) {
+      begin(strip_of_warp, strip);
+#pragma unroll
+      for (int part = 0; part < kStrip / 16 && strip * kStrip + part * 16 < kColumns; ++part) {
+        float y[8];
+        finish(y, c, bias_of_tile, strip, part, strip_of_warp);
+        store_matrices(matrix_row(strip_of_warp, part), pack2<T>(y[0], y[1]),
+                       pack2<T>(y[2], y[3]), pack2<T>(y[4], y[5]), pack2<T>(y[6], y[7]));
+      }
+      __syncwarp();
+#pragma unroll
+      for (int pass = 0; pass < kPasses; ++pass) {
+        const uint4 value = *reinterpret_cast<const uint4*>(
+            vector_at(strip_of_warp, pass));
+        if (strip < strips_ && pass < passes_) out_[to_[pass] + strip * kRowLanes] = value;
+      }
+    }
+  }
+
+  __device__ void store_floats(unsigned char* strip_of_warp, const float* bias_of_tile,
+                               const float (&c)[kColumns / 2]) const {
+    const int row = row_ + lane_ / 4;
+    float* const out = static_cast<float*>(problem_.out);
+    float* const to[2] = {out + destination(row) * problem_.out_stride,
+                          out + destination(row + 8) * problem_.out_stride};
+#pragma unroll
+    for (int strip = 0; strip < kStrips; ++strip) {
+      begin(strip_of_warp, strip);
+#pragma unroll
+      for (int part = 0; part < kStrip / 16 && strip * kStrip + part * 16 < kColumns; ++part) {
+        float y[8];
+        finish(y, c, bias_of_tile, strip, part, strip_of_warp);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int column = column_ + strip * kStrip + part * 16 + i / 2 * 8 + lane_ % 4 * 2;
+          if (column < problem_.columns && row + i % 2 * 8 < problem_.rows)
+            *reinterpret_cast<float2*>(to[i % 2] + column) = {y[i * 2], y[i * 2 + 1]};
+        }
+      }
+    }
+  }
+
+  const Problem& problem_;
+  int row_, column_, lane_, strips_, passes_;  // how many of each this lane stores
+  uint4* out_;
+  uint32_t to_[kPasses];  // from there, in vectors
   uint4 residual_[kResidual ? kStrips : 1][kPasses];
 };
 

@@ -52,6 +52,22 @@ __device__ __forceinline__ void arrive_at(uint64_t* barrier, uint32_t rank) {
       : "memory");
 }
 
+// Four 8 x 8 matrices of 16-bit numbers; lanes 8 i on give the addresses of matrix i's rows. A lane
+// has columns 2 (lane % 4) and the next of row lane / 4 of each.
+__device__ __forceinline__ void store_matrices(void* row, uint32_t m0, uint32_t m1, uint32_t m2,
+                                               uint32_t m3) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(
+                   shared_address(row)),
+               "r"(m0), "r"(m1), "r"(m2), "r"(m3)
+               : "memory");
+}
+__device__ __forceinline__ void load_matrices(uint32_t (&m)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
 // Operand numbers %<10 t> to %<10 t + 9>, each with a comma.
 #define MTGR_TEN(t) \
   "%" #t "0,%" #t "1,%" #t "2,%" #t "3,%" #t "4,%" #t "5,%" #t "6,%" #t "7,%" #t "8,%" #t "9,"
