@@ -144,6 +144,9 @@ __device__ void produce(const Launch& launch, Shared<kTile>& shared, const Membe
                                S::kLoadedRows, &shared.full[next.stage], self.of_row());
     }
   }
+  // No block leaves while another may still arrive at its barriers.
+  for (int i = 0; i < S::kStages; ++i, next.advance())
+    wait(&shared.empty[next.stage], next.parity ^ 1);
 }
 
 // The way out of 16 rows of a tile, a warp's. In registers a lane holds pairs of columns of two rows;
@@ -406,7 +409,7 @@ __global__ void __launch_bounds__(128 * (1 + kConsumers), 1)
     }
   }
   const Member<kTile> self(cluster_rank());
-  cluster_barrier();
+  cluster_barrier();  // nobody copies or arrives before barriers are there
 
   if (threadIdx.x < 128) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
@@ -415,9 +418,6 @@ __global__ void __launch_bounds__(128 * (1 + kConsumers), 1)
     asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
     consume<T, kTile, kEpilogue>(launch, shared, self);
   }
-  // No block leaves while another may still copy into it or arrive at its barriers.
-  __syncwarp();
-  cluster_barrier();
 }
 
 }  // namespace mtgr::linear

@@ -32,10 +32,11 @@ __device__ __forceinline__ uint32_t cluster_rank() {
   return rank;
 }
 
-// Every thread of every block of the cluster.
+// Every thread of every block of the cluster. What it orders is initialized barriers, by their own
+// fence: one of all memory would wait for every store.
 __device__ __forceinline__ void cluster_barrier() {
   asm volatile(
-      "barrier.cluster.arrive.release.aligned;\n"
+      "barrier.cluster.arrive.relaxed.aligned;\n"
       "barrier.cluster.wait.acquire.aligned;" ::
           : "memory");
 }
