@@ -27,8 +27,7 @@ bool describe(Launch& launch, mtgr_dtype dtype, const mtgr_linear_args* problems
     Problem& p = launch.problems[launch.count++];
     const int across = (a.columns - 1) / (tile.columns * tile.across) + 1;
     if (!encode(p.x, dtype, a.x, a.rows, a.depth, a.x_stride, tile.loaded_rows()) ||
-        !encode(p.weight, dtype, a.weight, a.columns, a.depth, a.depth,
-                tile.loaded_columns()))
+        !encode(p.weight, dtype, a.weight, a.columns, a.depth, a.depth, tile.loaded_columns()))
       return false;
     p.bias = a.bias;
     p.residual = a.residual;

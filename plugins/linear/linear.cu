@@ -33,8 +33,8 @@ double clocks(const mtgr_linear_args* problems, int count, int processors, const
   constexpr double kStart = 2000, kProductsAClock = 2000, kBytesAClock = 38, kShareOfL2 = 25.4;
   const double tile_out = (tile.turns ? 0.47 : 0.245) * tile.rows() * tile.columns;
   const double loaded = (tile.loaded_rows() + tile.loaded_columns()) * kDepth * 2;
-  const double stage = std::max(tile.rows() * tile.columns * kDepth / kProductsAClock,
-                                loaded / kBytesAClock);
+  const double stage =
+      std::max(tile.rows() * tile.columns * kDepth / kProductsAClock, loaded / kBytesAClock);
   double work = 0, deepest = 0, bytes = 0;
   int units = 0;
   for (int i = 0; i < count; ++i) {
@@ -51,8 +51,7 @@ double clocks(const mtgr_linear_args* problems, int count, int processors, const
   }
   if (units == 0) return 0;
   const int rounds = (units - 1) / (processors / tile.cluster()) + 1;
-  const double slowest =
-      std::max(deepest, rounds * work / units) + (tile.turns ? tile_out : 0);
+  const double slowest = std::max(deepest, rounds * work / units) + (tile.turns ? tile_out : 0);
   return kStart + std::max(slowest, bytes / (kShareOfL2 * processors));
 }
 

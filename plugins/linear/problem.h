@@ -35,7 +35,7 @@ struct Tile {
   constexpr bool takes_residual() const { return blocks * columns <= 256; }
 };
 
-constexpr Tile kTiles[] = {{false, 1, 64, 2, 1},  {false, 1, 96, 2, 1}, {false, 1, 128, 2, 1},
+constexpr Tile kTiles[] = {{false, 1, 64, 2, 1},  {false, 1, 96, 2, 1},  {false, 1, 128, 2, 1},
                            {false, 1, 256, 1, 2}, {false, 2, 176, 2, 1}, {true, 1, 64, 2, 1},
                            {true, 2, 128, 2, 1},  {true, 2, 176, 1, 2}};
 constexpr int kTileCount = sizeof kTiles / sizeof *kTiles;
