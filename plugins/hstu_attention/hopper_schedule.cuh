@@ -1,11 +1,11 @@
 // Which part of the work each block of the Hopper kernel does.
 //
 // The unit of work is one tile of 128 query rows of one head against 64 keys. With few tiles, every
-// tile is split evenly among as many blocks as there are for it. With many, all units form a line
-// (plus kTileCost per tile, for loading queries and storing results) that is cut into equal
-// stretches ("stream-K"), so that all multiprocessors finish together whatever the batch. A block
-// takes one stretch, or, of a long line, one in each of several rounds: the keys in use at one time
-// then fit the L2 cache.
+// tile is split evenly among blocks of its own, more of them for a tile of more units. With many,
+// all units form a line (plus kTileCost per tile, for loading queries and storing results) that is
+// cut into equal stretches ("stream-K"), so that all multiprocessors finish together whatever the
+// batch. A block takes one stretch, or, of a long line, one in each of several rounds: the keys in
+// use at one time then fit the L2 cache.
 //
 // A tile shared by several stretches has parts, and partial sums to add. The adding is shared as
 // well, by the "owners": those parts that are the last work of their stretch. So a block waits only
@@ -126,42 +126,79 @@ struct Request {
   }
 };
 
-// Few tiles: an equal share of one of them.
+// How few tiles are split: into `shares` parts, or more where a part would exceed `stretch` units.
+struct Split {
+  int shares, stretch;
+  __device__ int parts(int units) const {
+    return min(min(max(ceil_div(units, stretch), shares), kMaxParts), units);
+  }
+  // Warp-collective: parts of one head.
+  __device__ int parts(const Request& request) const {
+    int sum = 0;
+    for (int tile = threadIdx.x % 32; tile < request.all_tiles; tile += 32)
+      sum += parts(request.units(tile));
+    return __reduce_add_sync(~0u, sum);
+  }
+  // Warp-collective: blocks needed.
+  __device__ int all_parts(const Problem& p) const {
+    int sum = 0;
+#pragma unroll 1
+    for (int b = 0; b < p.batch; ++b) sum += p.heads * parts(Request(p, b));
+    return sum;
+  }
+};
+
+// Few tiles: an even part of one of them. Blocks that equal shares would leave idle go to the tiles
+// with the most units, as long as that shortens the longest parts.
 template <class Emit>
-__device__ void emit_share(const Problem& p, int block, int shares, Emit emit) {
-  const int position = block / shares;
-  int tile = position;
-  const int b =
-      find_stretch(p.batch, tile, [&](int i) { return p.heads * Request(p, i).all_tiles; });
-  if (b == p.batch) return;
-  const Request request(p, b);
-  const int head = tile / request.all_tiles;
-  Work work = request.work(p, head, tile - head * request.all_tiles);
-  const int units = work.units();
-  work.first_part = position * shares;
-  work.part = block - work.first_part;
-  work.parts = work.owners = min(shares, units);
-  if (work.part >= work.parts) return;
-  work.unit_begin = units * work.part / work.parts;
-  work.unit_end = units * (work.part + 1) / work.parts;
-  emit(work);
+__device__ void emit_part(const Problem& p, int block, int blocks, int tiles, int most_units,
+                          Emit emit) {
+  Split split{min(blocks / tiles, kMaxParts), 0};
+  split.stretch = ceil_div(most_units, split.shares);
+  for (Split shorter = split; --shorter.stretch * kMaxParts >= most_units; split = shorter)
+    if (shorter.all_parts(p) > blocks) break;
+
+  int part = block;
+#pragma unroll 1
+  for (int b = 0; b < p.batch; ++b) {
+    const Request request(p, b);
+    const int parts = split.parts(request);
+    if (part >= p.heads * parts) {
+      part -= p.heads * parts;
+      continue;
+    }
+    const int head = part / parts;
+    part -= head * parts;
+    const int tile = find_stretch(request.all_tiles, part,
+                                  [&](int i) { return split.parts(request.units(i)); });
+    Work work = request.work(p, head, tile);
+    const int units = work.units();
+    work.parts = work.owners = split.parts(units);
+    work.part = part;
+    work.first_part = block - part;
+    work.unit_begin = units * part / work.parts;
+    work.unit_end = units * (part + 1) / work.parts;
+    return emit(work);
+  }
 }
 
 // Warp-collective: hands all work of a block to emit(Work), in order. Loops are not unrolled: a
 // block's first work waits for the instructions as well, so that short code is faster.
 template <class Emit>
 __device__ void for_each_work(const Problem& p, int block, int blocks, Emit emit) {
-  int tiles = 0, total = 0;
+  int tiles = 0, total = 0, most_units = 0;  // of one tile
 #pragma unroll 1
   for (int b = threadIdx.x % 32; b < p.batch; b += 32) {
     const Request request(p, b);
     tiles += p.heads * request.all_tiles;
     total += p.heads * request.cost();
+    most_units = max(most_units, request.ranged_units(kCandidate, 0) + kTileM / kTileN);
   }
   tiles = __reduce_add_sync(~0u, tiles);
   total = __reduce_add_sync(~0u, total);
   if (tiles == 0) return;
-  if (few_tiles(tiles, blocks)) return emit_share(p, block, min(blocks / tiles, kMaxParts), emit);
+  if (few_tiles(tiles, blocks))
+    return emit_part(p, block, blocks, tiles, __reduce_max_sync(~0u, most_units), emit);
 
   // Many: in each round, a stretch of the line.
   const int rounds = min(ceil_div(total, blocks * kRoundStretch), kMaxRounds);
