@@ -89,7 +89,7 @@ extern "C" int mtgr_attention_memory_needed(const mtgr_attention_args* args,
                                             mtgr_attention_memory* memory) {
   int blocks = 0;
   if (int status = hopper_blocks(*args, blocks)) return status;
-  *memory = {hopper_partial_bytes(problem_of(*args), blocks), hopper_counter_bytes(blocks)};
+  *memory = {hopper_partial_bytes(blocks), hopper_counter_bytes(blocks)};
   return MTGR_OK;
 }
 

@@ -74,18 +74,13 @@ cudaError_t launch(const Problem& p, mtgr_dtype dtype, int blocks, void* partial
 }  // namespace
 }  // namespace hopper
 
-size_t hopper_partial_bytes(const Problem& problem, int blocks) {
-  int tiles = 0;  // at most
-  for (int s = problem.first_query_segment; s < kSegments; ++s)
-    if (problem.rows[s] > 0)
-      tiles += problem.heads * (problem.rows[s] / hopper::kTileM + problem.batch);
-  const int stretches = hopper::few_tiles(tiles, blocks) ? blocks : blocks * hopper::kMaxRounds;
-  // Room for two partial tiles a stretch.
-  return size_t(stretches) * 2 * hopper::kTileM * hopper::kDim * sizeof(float);
+size_t hopper_partial_bytes(int blocks) {
+  // Room for two partial tiles a block.
+  return size_t(blocks) * 2 * hopper::kTileM * hopper::kDim * sizeof(float);
 }
 
 size_t hopper_counter_bytes(int blocks) {
-  return size_t(blocks) * hopper::kMaxRounds * hopper::kConsumers * sizeof(int);
+  return size_t(blocks) * hopper::kConsumers * sizeof(int);
 }
 
 cudaError_t launch_hopper(const Problem& problem, mtgr_dtype dtype, int blocks, void* partials,

@@ -8,7 +8,7 @@
 namespace mtgr {
 
 // Of a launch of `blocks` blocks, one a multiprocessor.
-size_t hopper_partial_bytes(const Problem& problem, int blocks);
+size_t hopper_partial_bytes(int blocks);
 size_t hopper_counter_bytes(int blocks);
 
 // `partials` and `counters` as in mtgr_ops.h.

@@ -1,11 +1,10 @@
 // Which part of the work each block of the Hopper kernel does.
 //
 // The unit of work is one tile of 128 query rows of one head against 64 keys. With few tiles, every
-// tile is split evenly among blocks of its own, more of them for a tile of more units. With many,
-// all units form a line (plus kTileCost per tile, for loading queries and storing results) that is
-// cut into equal stretches ("stream-K"), so that all multiprocessors finish together whatever the
-// batch. A block takes one stretch, or, of a long line, one in each of several rounds: the keys in
-// use at one time then fit the L2 cache.
+// tile is split evenly among as many blocks as there are for it. With many, blocks take whole tiles
+// in turn, as long as two or more are left for each. The units of the others form a line (plus
+// kTileCost per tile, for loading queries and storing results) that is cut into equal stretches
+// ("stream-K"), so that all multiprocessors finish together whatever the batch.
 //
 // A tile shared by several stretches has parts, and partial sums to add. The adding is shared as
 // well, by the "owners": those parts that are the last work of their stretch. So a block waits only
@@ -18,11 +17,9 @@ namespace mtgr::hopper {
 
 constexpr int kTileM = 128;
 constexpr int kTileN = 64;
-constexpr int kTileCost = 3;       // in units
-constexpr int kMinStretch = 4;     // units a block: less is not worth a partial sum
-constexpr int kMaxParts = 8;       // of an evenly split tile
-constexpr int kRoundStretch = 64;  // units a block and round, about
-constexpr int kMaxRounds = 4;      // bounds the memory for partial sums
+constexpr int kTileCost = 3;    // in units
+constexpr int kMinStretch = 4;  // units a block: less is not worth a partial sum
+constexpr int kMaxParts = 8;    // of an evenly split tile
 
 // Whether each tile gets blocks of its own.
 __host__ __device__ constexpr bool few_tiles(int tiles, int blocks) { return 2 * tiles <= blocks; }
@@ -126,59 +123,84 @@ struct Request {
   }
 };
 
-// How few tiles are split: into `shares` parts, or more where a part would exceed `stretch` units.
-struct Split {
-  int shares, stretch;
-  __device__ int parts(int units) const {
-    return min(min(max(ceil_div(units, stretch), shares), kMaxParts), units);
+// A tile by its number among all: request by request, head by head.
+struct TilePlace {
+  int request, head, tile;
+  // Warp-collective.
+  __device__ TilePlace(const Problem& p, int number) : tile(number) {
+    request = find_stretch(p.batch, tile, [&](int i) { return p.heads * Request(p, i).all_tiles; });
+    const int tiles = Request(p, request).all_tiles;
+    head = tile / tiles;
+    tile -= head * tiles;
   }
-  // Warp-collective: parts of one head.
-  __device__ int parts(const Request& request) const {
-    int sum = 0;
-    for (int tile = threadIdx.x % 32; tile < request.all_tiles; tile += 32)
-      sum += parts(request.units(tile));
-    return __reduce_add_sync(~0u, sum);
-  }
-  // Warp-collective: blocks needed.
-  __device__ int all_parts(const Problem& p) const {
+  // Warp-collective: units and tile costs of all tiles before this one.
+  __device__ int cost_before(const Problem& p) const {
     int sum = 0;
 #pragma unroll 1
-    for (int b = 0; b < p.batch; ++b) sum += p.heads * parts(Request(p, b));
-    return sum;
+    for (int b = threadIdx.x % 32; b <= request; b += 32)
+      sum += Request(p, b).cost() * (b < request ? p.heads : head);
+    const Request own(p, request);
+#pragma unroll 1
+    for (int i = threadIdx.x % 32; i < tile; i += 32) sum += own.units(i) + kTileCost;
+    return __reduce_add_sync(~0u, sum);
   }
 };
 
-// Few tiles: an even part of one of them. Blocks that equal shares would leave idle go to the tiles
-// with the most units, as long as that shortens the longest parts.
+// An equal share of a tile, the tile being number / shares.
 template <class Emit>
-__device__ void emit_part(const Problem& p, int block, int blocks, int tiles, int most_units,
-                          Emit emit) {
-  Split split{min(blocks / tiles, kMaxParts), 0};
-  split.stretch = ceil_div(most_units, split.shares);
-  for (Split shorter = split; --shorter.stretch * kMaxParts >= most_units; split = shorter)
-    if (shorter.all_parts(p) > blocks) break;
+__device__ void emit_share(const Problem& p, int number, int shares, Emit emit) {
+  const TilePlace place(p, number / shares);
+  Work work = Request(p, place.request).work(p, place.head, place.tile);
+  const int units = work.units();
+  work.part = number % shares;
+  work.first_part = number - work.part;
+  work.parts = work.owners = min(shares, units);
+  if (work.part >= work.parts) return;
+  work.unit_begin = units * work.part / work.parts;
+  work.unit_end = units * (work.part + 1) / work.parts;
+  emit(work);
+}
 
-  int part = block;
+// A block's stretch of the line of all tiles from `first` on.
+template <class Emit>
+__device__ void emit_stretch(const Problem& p, int block, int blocks, int first, Emit emit) {
+  int total = 0;
 #pragma unroll 1
-  for (int b = 0; b < p.batch; ++b) {
+  for (int b = threadIdx.x % 32; b < p.batch; b += 32) total += p.heads * Request(p, b).cost();
+  total = __reduce_add_sync(~0u, total);
+  const int origin = first == 0 ? 0 : TilePlace(p, first).cost_before(p);
+  const int stretch = max(ceil_div(total - origin, blocks), kMinStretch);
+  const int begin = origin + block * stretch, end = min(begin + stretch, total);
+  if (begin >= end) return;
+  int position = begin;
+  int b = find_stretch(p.batch, position, [&](int i) { return p.heads * Request(p, i).cost(); });
+#pragma unroll 1
+  for (int start = begin - position; start < end; ++b) {
     const Request request(p, b);
-    const int parts = split.parts(request);
-    if (part >= p.heads * parts) {
-      part -= p.heads * parts;
-      continue;
+    const int cost = request.cost();
+    if (cost == 0) continue;
+    int head = position / cost;
+    position -= head * cost;
+    int tile = find_stretch(request.all_tiles, position,
+                            [&](int i) { return request.units(i) + kTileCost; });
+    start = max(start, begin - position);
+    position = 0;
+#pragma unroll 1
+    while (head < p.heads && start < end) {
+      Work work = request.work(p, head, tile);
+      const int units = work.units(), first_unit = start + kTileCost;
+      start = first_unit + units;
+      const int last_part = (start - 1 - origin) / stretch;
+      work.unit_begin = max(begin - first_unit, 0);
+      work.unit_end = min(end - first_unit, units);
+      work.first_part = (first_unit - origin) / stretch;
+      work.part = block - work.first_part;
+      work.parts = last_part - work.first_part + 1;
+      const bool goes_on = start < min(origin + (last_part + 1) * stretch, total);
+      work.owners = work.parts - goes_on;
+      if (work.unit_begin < work.unit_end) emit(work);
+      if (++tile == request.all_tiles) tile = 0, ++head;
     }
-    const int head = part / parts;
-    part -= head * parts;
-    const int tile = find_stretch(request.all_tiles, part,
-                                  [&](int i) { return split.parts(request.units(i)); });
-    Work work = request.work(p, head, tile);
-    const int units = work.units();
-    work.parts = work.owners = split.parts(units);
-    work.part = part;
-    work.first_part = block - part;
-    work.unit_begin = units * part / work.parts;
-    work.unit_end = units * (part + 1) / work.parts;
-    return emit(work);
   }
 }
 
@@ -186,58 +208,19 @@ __device__ void emit_part(const Problem& p, int block, int blocks, int tiles, in
 // block's first work waits for the instructions as well, so that short code is faster.
 template <class Emit>
 __device__ void for_each_work(const Problem& p, int block, int blocks, Emit emit) {
-  int tiles = 0, total = 0, most_units = 0;  // of one tile
+  int tiles = 0;
 #pragma unroll 1
-  for (int b = threadIdx.x % 32; b < p.batch; b += 32) {
-    const Request request(p, b);
-    tiles += p.heads * request.all_tiles;
-    total += p.heads * request.cost();
-    most_units = max(most_units, request.ranged_units(kCandidate, 0) + kTileM / kTileN);
-  }
+  for (int b = threadIdx.x % 32; b < p.batch; b += 32) tiles += p.heads * Request(p, b).all_tiles;
   tiles = __reduce_add_sync(~0u, tiles);
-  total = __reduce_add_sync(~0u, total);
   if (tiles == 0) return;
-  if (few_tiles(tiles, blocks))
-    return emit_part(p, block, blocks, tiles, __reduce_max_sync(~0u, most_units), emit);
-
-  // Many: in each round, a stretch of the line.
-  const int rounds = min(ceil_div(total, blocks * kRoundStretch), kMaxRounds);
-  const int stretch = max(ceil_div(total, blocks * rounds), kMinStretch);
+  const bool few = few_tiles(tiles, blocks);
+  const int shares = few ? min(blocks / tiles, kMaxParts) : 1;
+  const int whole = few ? tiles : max(tiles / blocks - 1, 0) * blocks;
 #pragma unroll 1
-  for (int round = 0; round < rounds; ++round) {
-    const int index = round * blocks + block;
-    const int begin = index * stretch, end = min(begin + stretch, total);
-    if (begin >= end) return;
-    int position = begin;
-    int b = find_stretch(p.batch, position, [&](int i) { return p.heads * Request(p, i).cost(); });
-#pragma unroll 1
-    for (int start = begin - position; start < end; ++b) {
-      const Request request(p, b);
-      const int cost = request.cost();
-      if (cost == 0) continue;
-      int head = position / cost;
-      position -= head * cost;
-      int tile = find_stretch(request.all_tiles, position,
-                              [&](int i) { return request.units(i) + kTileCost; });
-      start = max(start, begin - position);
-      position = 0;
-#pragma unroll 1
-      while (head < p.heads && start < end) {
-        Work work = request.work(p, head, tile);
-        const int units = work.units(), first_unit = start + kTileCost;
-        start = first_unit + units;
-        const int last_part = (start - 1) / stretch;
-        work.unit_begin = max(begin - first_unit, 0);
-        work.unit_end = min(end - first_unit, units);
-        work.first_part = first_unit / stretch;
-        work.part = index - work.first_part;
-        work.parts = last_part - work.first_part + 1;
-        work.owners = work.parts - (start < min((last_part + 1) * stretch, total));
-        if (work.unit_begin < work.unit_end) emit(work);
-        if (++tile == request.all_tiles) tile = 0, ++head;
-      }
-    }
-  }
+  for (int number = block; number < whole * shares; number += blocks)
+    emit_share(p, number, shares, emit);
+  if (few) return;
+  emit_stretch(p, block, blocks, whole, emit);
 }
 
 }  // namespace mtgr::hopper
