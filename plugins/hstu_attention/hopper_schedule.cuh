@@ -1,10 +1,12 @@
 // Which part of the work each block of the Hopper kernel does.
 //
 // The unit of work is one tile of 128 query rows of one head against 64 keys. With few tiles, every
-// tile is split evenly among as many blocks as there are for it. With many, blocks take whole tiles
-// in turn, as long as two or more are left for each. The units of the others form a line (plus
-// kTileCost per tile, for loading queries and storing results) that is cut into equal stretches
-// ("stream-K"), so that all multiprocessors finish together whatever the batch.
+// tile is split evenly among as many blocks as there are for it. Otherwise the units form a line
+// (plus kTileCost per tile, for loading queries and storing results) that is cut into equal
+// stretches
+// ("stream-K"), so that all multiprocessors finish together whatever the batch. Of very many tiles,
+// blocks first take whole ones in turn, which need no partial sums; one or two for each are left to
+// the line.
 //
 // A tile shared by several stretches has parts, and partial sums to add. The adding is shared as
 // well, by the "owners": those parts that are the last work of their stretch. So a block waits only
@@ -20,6 +22,7 @@ constexpr int kTileN = 64;
 constexpr int kTileCost = 3;    // in units
 constexpr int kMinStretch = 4;  // units a block: less is not worth a partial sum
 constexpr int kMaxParts = 8;    // of an evenly split tile
+constexpr int kManyTiles = 4;   // a block: of fewer, some blocks would get the longer ones
 
 // Whether each tile gets blocks of its own.
 __host__ __device__ constexpr bool few_tiles(int tiles, int blocks) { return 2 * tiles <= blocks; }
@@ -215,7 +218,8 @@ __device__ void for_each_work(const Problem& p, int block, int blocks, Emit emit
   if (tiles == 0) return;
   const bool few = few_tiles(tiles, blocks);
   const int shares = few ? min(blocks / tiles, kMaxParts) : 1;
-  const int whole = few ? tiles : max(tiles / blocks - 1, 0) * blocks;
+  const bool very_many = tiles >= kManyTiles * blocks;
+  const int whole = few ? tiles : very_many ? (tiles / blocks - 1) * blocks : 0;
 #pragma unroll 1
   for (int number = block; number < whole * shares; number += blocks)
     emit_share(p, number, shares, emit);
