@@ -48,9 +48,11 @@ def as_text(results: Sequence[Result]) -> str:
     parts = [
         f"Mean over {seeds} seeds and 95% interval; GAUC by request, held-out day as served.",
         _table("Table 3: overall", whole, served, results),
+        _table("change against the best, within a seed", whole[:1], served, results, TRUTH),
         _table("Table 4: ablation", names, served, results),
         _table("change against MTGR, within a seed", names[1:], served, results, FULL.name),
         _table("what offline evaluation would see", names, leak, results),
+        _table("change against MTGR, within a seed", names[1:], leak, results, FULL.name),
     ]
     return "\n\n".join(part for part in parts if part)
 
