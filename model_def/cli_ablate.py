@@ -23,7 +23,7 @@ from model_def.config import PRESETS
 @click.option("--seeds", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--preset", type=click.Choice(list(PRESETS)), default="tiny", show_default=True)
 @click.option("--days", type=click.IntRange(3), default=8, show_default=True)
-@click.option("--users", type=click.IntRange(1), default=800, show_default=True)
+@click.option("--users", type=click.IntRange(1), default=3200, show_default=True)
 @click.option("--items", type=click.IntRange(24), default=800, show_default=True)
 @click.option("--epochs", type=click.IntRange(1), default=4, show_default=True)
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="processes")
