@@ -36,6 +36,7 @@ from tests.bench.serving_world import (
     gateway,
     load,
     make_package,
+    watch,
 )
 from tests.conftest import ROOT
 from tests.triton.install import install
@@ -64,12 +65,15 @@ def measure(url: str, out: Path, command: str, *arguments: str) -> Run:
 
 
 def show(title: str, run: Run) -> None:
-    """One line of latency, one of stages (p50 / p99)."""
+    """One line of latency, one of stages (p50 / p99 / longest)."""
     assert run.latency is not None, run.reasons
+    of, outcomes = run.latency, {name: count for name, count in run.outcomes.items() if count}
     print(  # noqa: T201  # a benchmark's output
-        f"{title}: {run.rate_per_s:.0f}/s, p50 {run.latency.p50:.2f} ms, p99 {run.latency.p99:.2f} "
-        f"ms, outcomes { {k: n for k, n in run.outcomes.items() if n} }\n    "
-        + "  ".join(f"{name} {s.p50:.2f}/{s.p99:.2f}" for name, s in run.stages.items()),
+        f"{title}: {run.rate_per_s:.0f}/s, p50 {of.p50:.2f} ms, p99 {of.p99:.2f} ms, longest "
+        f"{of.max:.1f} ms, outcomes {outcomes}\n    "
+        + "  ".join(
+            f"{stage} {s.p50:.2f}/{s.p99:.2f}/{s.max:.1f}" for stage, s in run.stages.items()
+        ),
         flush=True,
     )
 
@@ -107,6 +111,7 @@ def main() -> int:
     parser.add_argument("--preset", action="append", choices=sorted(PRESETS))
     parser.add_argument("--workers", type=int, default=1, help="gateway processes")
     parser.add_argument("--instances", type=int, default=1, help="of the engine, in Triton")
+    parser.add_argument("--at-once", action="store_true", help="in place of the engine: none")
     parser.add_argument("--light-s", type=float, default=10)
     parser.add_argument("--trial-s", type=float, default=3)
     parser.add_argument("--shared-requests", type=int, default=0)
@@ -127,6 +132,8 @@ def main() -> int:
                     max_candidates=CANDIDATES, batch_requests=batch, instances=given.instances
                 )
                 model_name = add_model(repository, package, given.kind, options)
+                if given.at_once:
+                    watch(repository / model_name, work / "model", at_once=True)
                 server = TritonServer(home, repository)
                 model = {
                     "package": str(package),
@@ -140,7 +147,7 @@ def main() -> int:
                 name = f"{preset}, batches of at most {batch}"
                 with server, gateway({"home": model}, redis_url, given.workers, log) as url:
                     light = f"--stages=2:{LIGHT_PER_S},{given.light_s:g}:{LIGHT_PER_S}"
-                    search = ("--low=50", f"--trial-s={given.trial_s:g}", "--repeats=1")
+                    search = ("--low=50", f"--trial-s={given.trial_s:g}", "--repeats=2")
                     for what, *how in (("run", light), ("find", *search)):
                         before, spent = inside(server.address, model_name), cpu_s()
                         run = measure(url, work / "run.json", what, *how)

@@ -108,6 +108,26 @@ def make_package(directory: Path, preset: str, kind: EngineKind) -> Path:
     return directory / preset
 
 
+MODEL_PY = """\
+import os
+import pathlib
+import sys
+
+sys.path[:0] = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+
+from tests.bench import traced_model
+
+traced_model.FILE, traced_model.AT_ONCE = pathlib.Path({file!r}), {at_once}
+TritonPythonModel = traced_model.TritonPythonModel
+"""
+
+
+def watch(model: Path, file: Path, *, at_once: bool) -> None:
+    """Have a model of a repository be a `traced_model`, which writes to `file`."""
+    code = MODEL_PY.format(file=str(file), at_once=at_once)
+    (model / "1" / "model.py").write_text(code)
+
+
 @contextmanager
 def gateway(models: dict[str, object], redis_url: str, workers: int, log: Path) -> Iterator[str]:
     """`mtgr serve` in processes of its own, ready; its URL."""

@@ -32,22 +32,10 @@ from service.backends.triton_endpoint import Endpoint
 from service.backends.triton_request import RequestForm
 from service.breaker import Breaker
 from service.deadline import Deadline
-from tests.bench.serving_world import BATCH, CANDIDATES, cpu_ms_each, cpu_s, make_package
+from tests.bench.serving_world import BATCH, CANDIDATES, cpu_ms_each, cpu_s, make_package, watch
 from tests.triton.install import install
 from tests.triton.server import TritonServer
 
-MODEL_PY = """\
-import os
-import pathlib
-import sys
-
-sys.path[:0] = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-
-from tests.bench import traced_model
-
-traced_model.FILE, traced_model.AT_ONCE = pathlib.Path({file!r}), {at_once}
-TritonPythonModel = traced_model.TritonPythonModel
-"""
 PATIENCE_S = 60.0
 TRACE = {
     "GRPC_WAITREAD_END": "server has read it",
@@ -159,8 +147,7 @@ def main() -> int:
             repository.mkdir()
             options = ServingOptions(max_candidates=CANDIDATES, batch_requests=BATCH)
             model = add_model(repository, package, given.kind, options)
-            code = MODEL_PY.format(file=str(work / "model"), at_once=given.at_once)
-            (repository / model / "1" / "model.py").write_text(code)
+            watch(repository / model, work / "model", at_once=given.at_once)
             with traced(home, work, repository) as address:
                 form = uvloop.run(call(address, model, open_package(package), rate, count))
             merge(form.calls, work)
