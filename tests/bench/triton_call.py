@@ -23,10 +23,10 @@ import uvloop
 from tritonclient.grpc import service_pb2 as pb
 
 from engine_build.requests import random_batch
-from engine_build.runtime.package import ModelPackage, open_package
+from engine_build.runtime.package import open_package
 from engine_build.triton.model_config import ServingOptions
 from engine_build.triton.repository import add_model
-from model_def.config import PRESETS
+from model_def.config import PRESETS, PackageConfig
 from model_def.data.simulator import SCHEMA
 from service.backends.triton_endpoint import Endpoint
 from service.backends.triton_request import RequestForm
@@ -53,8 +53,9 @@ Moments = dict[str, int]
 class Watched(RequestForm):
     """Requests with an id, and the moments when they were built."""
 
-    def __init__(self, name: str, package: ModelPackage):
-        super().__init__(name, package.config, packed=True)
+    def __init__(self, name: str, config: PackageConfig, *, packed: bool):
+        super().__init__(name, config, packed=packed)
+        self.name, self.config = name, config
         self.calls: dict[str, Moments] = {}
 
     def request(self, *given: object) -> pb.ModelInferRequest:
@@ -66,15 +67,15 @@ class Watched(RequestForm):
         return request
 
 
-async def call(address: str, name: str, package: ModelPackage, rate: float, count: int) -> Watched:
-    """`count` calls, `rate` a second or, if 0, one after another; prints CPU, gives moments."""
+async def call(address: str, form: Watched, rate: float, count: int) -> None:
+    """`count` calls, `rate` a second or, if 0, one after another; prints their CPU."""
+    endpoint = Endpoint(address, form.name, form.config, None, Breaker("triton", address))
     sizes = [(SCHEMA.lifelong_cap, SCHEMA.realtime_cap, CANDIDATES)]
     batch = random_batch(SCHEMA, np.random.default_rng(0), sizes)
-    endpoint = Endpoint(address, name, package.config, None, Breaker("triton", address))
-    await endpoint.stub.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name=name))
+    await endpoint.stub.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name=endpoint.name))
     for _ in range(20):
         await endpoint.score(batch, Deadline.after(PATIENCE_S))
-    endpoint.form = form = Watched(name, package)
+    endpoint.form = form
     others, own, start = cpu_s(), process_time(), monotonic()
     for number in range(count):
         if rate:
@@ -85,7 +86,6 @@ async def call(address: str, name: str, package: ModelPackage, rate: float, coun
     spent = cpu_ms_each(others, cpu_s(), count)
     print(f"\n{count / seconds:.0f}/s, CPU of a call, ms: client {1e3 * own / count:.2f}  {spent}")  # noqa: T201  # a benchmark's output
     await endpoint.close()
-    return form
 
 
 @contextmanager
@@ -135,12 +135,14 @@ def main() -> int:
     parser.add_argument("--kind", default="onnx-cpu")
     parser.add_argument("--preset", default="tiny", choices=sorted(PRESETS))
     parser.add_argument("--at-once", action="store_true", help="in place of the engine: none")
+    parser.add_argument("--named", action="store_true", help="send the named tensors, not one")
     parser.add_argument("--seconds", type=float, default=8, help="at 20 calls a second")
     given = parser.parse_args()
     home = install()
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         package = make_package(root, given.preset, given.kind)
+        config = open_package(package).config
         for rate, count in ((20.0, int(20 * given.seconds)), (0.0, 1000)):
             work, repository = root / f"{rate:g}", root / f"repository-{rate:g}"
             work.mkdir()
@@ -148,8 +150,9 @@ def main() -> int:
             options = ServingOptions(max_candidates=CANDIDATES, batch_requests=BATCH)
             model = add_model(repository, package, given.kind, options)
             watch(repository / model, work / "model", at_once=given.at_once)
+            form = Watched(model, config, packed=not given.named)
             with traced(home, work, repository) as address:
-                form = uvloop.run(call(address, model, open_package(package), rate, count))
+                uvloop.run(call(address, form, rate, count))
             merge(form.calls, work)
             show(form.calls)
     return 0
