@@ -186,30 +186,33 @@ def from_buffer(
     "offset" the elements of each offsets array. Raises ValueError for a buffer of another size."""
     specs = schema.arrays
     lengths = [rows[spec.rows] * spec.width for spec in specs]
-    if len(buffer) != (size := _size(specs, lengths)):
-        raise ValueError(f"{len(buffer)} bytes; expected {size}")
-    return _views(specs, lengths, buffer)
+    *starts, end = _places(specs, lengths)
+    if len(buffer) != end:
+        raise ValueError(f"{len(buffer)} bytes; expected {end}")
+    return _views(specs, lengths, starts, buffer)
 
 
 def _allocate(specs: tuple[ArraySpec, ...], lengths: list[int]) -> PackedBatch:
-    return _views(specs, lengths, np.zeros(_size(specs, lengths), np.uint8))
+    *starts, end = _places(specs, lengths)
+    return _views(specs, lengths, starts, np.zeros(end, np.uint8))
 
 
-def _size(specs: tuple[ArraySpec, ...], lengths: list[int]) -> int:
-    sizes = (length * spec.dtype.itemsize for spec, length in zip(specs, lengths, strict=True))
-    return sum(map(_aligned, sizes))
+def _places(specs: tuple[ArraySpec, ...], lengths: list[int]) -> list[int]:
+    """Where each array of that many elements starts in the buffer, and where the last one ends."""
+    places = [0]
+    for spec, length in zip(specs, lengths, strict=True):
+        places.append(places[-1] - -length * spec.dtype.itemsize // ALIGNMENT * ALIGNMENT)
+    return places
 
 
 def _views(
-    specs: tuple[ArraySpec, ...], lengths: list[int], buffer: NDArray[np.uint8]
+    specs: tuple[ArraySpec, ...],
+    lengths: list[int],
+    starts: list[int],
+    buffer: NDArray[np.uint8],
 ) -> PackedBatch:
-    arrays, start = {}, 0
-    for spec, length in zip(specs, lengths, strict=True):
-        size = length * spec.dtype.itemsize
-        arrays[spec.name] = buffer[start : start + size].view(spec.dtype)
-        start += _aligned(size)
+    arrays: dict[str, Array] = {
+        spec.name: np.frombuffer(buffer, spec.dtype, length, start)
+        for spec, length, start in zip(specs, lengths, starts, strict=True)
+    }
     return PackedBatch(buffer, arrays)
-
-
-def _aligned(size: int) -> int:
-    return -(-size // ALIGNMENT) * ALIGNMENT

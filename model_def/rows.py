@@ -73,16 +73,22 @@ def _checked_together(
     """
     features = layout.carriers[carrier]
     low, high = layout.ranges[carrier]
-    together = np.empty((len(features), count), low.dtype)
-    for position, feature in enumerate(features):
-        column = columns.get(feature.name, feature.default)
-        if isinstance(column, np.ndarray):
-            if column.shape != (count,) or not _widens(column.dtype, low.dtype):
-                return None
-        elif column is None or feature.name in columns:
+    given: list[Any] = [columns.get(name) for name in layout.carried_names[carrier]]
+    for position, column in enumerate(given):
+        if column is None and features[position].default is not None:
+            given[position] = np.full(count, features[position].default, low.dtype)
+        elif column.__class__ is not np.ndarray or column.shape != (count,):
             return None
-        together[position] = column
-    return together if ((together >= low) & (together <= high)).all() else None
+    dtypes = {column.dtype for column in given}
+    if not all(_widens(dtype, low.dtype) for dtype in dtypes):
+        return None
+    joined = np.concatenate(given) if len(dtypes) == 1 else np.concatenate(given, dtype=low.dtype)
+    together: NDArray[Any] = joined.reshape(len(features), count)
+    if count:  # NaN is the least and the greatest, and within no range
+        least, greatest = np.minimum.reduce(together, axis=1), np.maximum.reduce(together, axis=1)
+        if not ((least >= low[:, 0]) & (greatest <= high[:, 0])).all():
+            return None
+    return together
 
 
 @cache

@@ -155,6 +155,9 @@ class Layout:
             "numbers": self.numbers,
         }
         self.names = frozenset(f.name for f in features)
+        self.carried_names = {
+            carrier: tuple(f.name for f in carried) for carrier, carried in self.carriers.items()
+        }
         self.ranges = {name: _ranges(carried) for name, carried in self.carriers.items()}
         """Smallest and largest value of each carrier's features, int64 or float64 [features, 1]."""
         small = all(f.size <= 256 for f in categories)

@@ -110,9 +110,10 @@ async def fall_back(
 
 def best(scores: Floats, top_k: int) -> NDArray[np.int64]:
     """Positions of the top_k scores, best first; equals keep their input order, NaN comes last."""
-    keys = np.where(np.isnan(scores), np.inf, -scores)
+    keys = -scores  # NaN is sorted behind every number
     if top_k < len(keys):
-        kept = np.flatnonzero(keys <= np.partition(keys, top_k - 1)[top_k - 1])
+        last = np.partition(keys, top_k - 1)[top_k - 1]
+        kept = np.flatnonzero(~(keys > last))  # NaN too: it is not above
         return kept[np.argsort(keys[kept], kind="stable")][:top_k]
     return np.argsort(keys, kind="stable")
 
