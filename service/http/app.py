@@ -21,7 +21,7 @@ from service.http.admin import SwitchAnswer, SwitchRequest, switch_engine
 from service.http.documents import Documents
 from service.http.gateway import Gateway
 from service.http.guard import BugGuard
-from service.http.hot_path import RANK, Expected, HotPath, answer_failure
+from service.http.hot_path import RANK, Expected, answer_failure
 from service.http.refusals import refused_fields
 from service.http.replies import (
     MEDIA,
@@ -68,15 +68,14 @@ def create_app(gateway: Gateway) -> ASGIApp:
     _add_operations(app, gateway)
     _add_errors(app, gateway)
     app.openapi = lambda: _openapi(app, gateway)  # type: ignore[method-assign]
-    # Around FastAPI, not in it: its own outer layers are not for ranking requests to pass.
-    return BugGuard(HotPath(app, gateway), gateway)
+    return BugGuard(app, gateway)
 
 
 def _add_work(app: FastAPI, gateway: Gateway) -> None:
     @app.post(RANK, responses={200: {"model": RankAnswer}, **ERRORS})
     async def rank(request: Request, explain: bool = EXPLAIN) -> Response:
         """Rank candidates for a user. `Server-Timing` tells where the time went."""
-        return await endpoints.rank_candidates(gateway, request)
+        return await endpoints.rank_candidates(gateway, request, gateway.admit(request.scope))
 
     @app.post("/v1/events", responses={200: {"model": EventsAnswer}, **ERRORS})
     async def events(request: Request) -> Response:

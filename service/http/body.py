@@ -1,26 +1,31 @@
 """From the socket to whole bytes of a known format, bounded in memory."""
 
-from starlette.requests import Request
+from collections.abc import Mapping
+
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
 
 from service.errors import TooLarge, UnsupportedMedia
 from service.http.wire import Formats
 
-MEDIA: dict[str, Formats] = {
-    "application/json": "json",
-    "application/msgpack": "msgpack",
-    "application/x-msgpack": "msgpack",
-    "application/vnd.msgpack": "msgpack",
+Headers = Mapping[bytes, bytes]
+"""By name in lower case."""
+
+MEDIA: dict[bytes, Formats] = {
+    b"application/json": "json",
+    b"application/msgpack": "msgpack",
+    b"application/x-msgpack": "msgpack",
+    b"application/vnd.msgpack": "msgpack",
 }
 
 
-def body_format(request: Request) -> Formats:
+def body_format(headers: Headers) -> Formats:
     """The format that Content-Type names (JSON where it is absent); raises UnsupportedMedia."""
-    encoding = request.headers.get("content-encoding", "identity")
-    if encoding != "identity":
+    if headers.get(b"content-encoding", b"identity") != b"identity":
         raise UnsupportedMedia(
             "a compressed body", path="$", expected="no Content-Encoding, or identity"
         )
-    media = request.headers.get("content-type", "application/json").partition(";")[0]
+    media = headers.get(b"content-type", b"application/json").partition(b";")[0]
     try:
         return MEDIA[media.strip().lower()]
     except KeyError:
@@ -28,26 +33,31 @@ def body_format(request: Request) -> Formats:
         raise UnsupportedMedia("another media type", path="$", expected=expected) from None
 
 
-def answer_format(request: Request, body: Formats) -> Formats:
+def answer_format(headers: Headers, body: Formats) -> Formats:
     """The format that Accept names, else the body's own."""
-    accept = request.headers.get("accept", "*/*")
-    if "msgpack" in accept:
+    accept = headers.get(b"accept", b"*/*")
+    if b"msgpack" in accept:
         return "msgpack"
-    return "json" if "application/json" in accept else body
+    return "json" if b"application/json" in accept else body
 
 
-async def read_body(request: Request, limit: int) -> bytes:
-    """The whole body; raises TooLarge as soon as it is known to exceed `limit` bytes."""
-    declared = request.headers.get("content-length", "")
+async def read_body(headers: Headers, receive: Receive, limit: int) -> bytes:
+    """The whole body; raises TooLarge as soon as it is known to exceed `limit` bytes, and
+    ClientDisconnect where the caller goes before its end."""
+    declared = headers.get(b"content-length", b"")
     if declared.isdigit() and int(declared) > limit:
-        raise _too_large(declared, limit)
-    chunks, length = [], 0
-    async for chunk in request.stream():
+        raise _too_large(declared.decode(), limit)
+    chunks: list[bytes] = []
+    length, more = 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk, more = message.get("body", b""), message.get("more_body", False)
         length += len(chunk)
         if length > limit:
             raise _too_large(f"more than {limit}", limit)
-        if chunk:
-            chunks.append(chunk)
+        chunks.append(chunk)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 

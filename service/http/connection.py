@@ -30,8 +30,8 @@ from service.errors import (
     TooLarge,
     TooSlow,
 )
-from service.http.gateway import Gateway
-from service.http.hot_path import refusal
+from service.http.gateway import Arrival, Gateway
+from service.http.hot_path import answer, arrive, is_ranking
 from service.http.replies import error_reply
 from service.metrics import NO_SCENE
 
@@ -44,6 +44,8 @@ MAX_PIPELINED = 32
 READ_AHEAD_BYTES = 1 << 20
 """Of a body, before its endpoint asks for more: uvicorn's own 64 KiB would stop and start reading
 for every request of 500 candidates in JSON, at two system calls each."""
+
+CLOSE = (b"connection", b"close")
 
 FRAMING = 2
 """Bytes on the wire for each byte of a body at most: chunks of a byte each are not read."""
@@ -121,15 +123,36 @@ class Connection(HttpToolsProtocol):
         super().on_response_complete()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        """As uvicorn does, but what is refused by its head needs no task, so that it neither waits
-        for those of others nor costs much; its body is read past."""
-        response = refusal(self._gateway, cast(Any, cycle.scope))
-        if response is None:
+        """As uvicorn does, but for ranking. What is refused by its head needs no task, so that it
+        neither waits for those of others nor costs much; its body is read past."""
+        scope: Any = cycle.scope
+        if not is_ranking(scope):
             super()._start_asgi_task(cycle, app)
             return
+        arrival = arrive(self._gateway, scope)
+        if isinstance(arrival, Response):
+            self._respond(cycle, arrival)
+            return
+        task = self.loop.create_task(self._rank(cycle, arrival))
+        task.add_done_callback(self.tasks.discard)
+        self.tasks.add(task)
+
+    async def _rank(self, cycle: RequestResponseCycle, arrival: Arrival) -> None:
+        """Answer a ranking request; head and body leave in one piece."""
+        receive: Any = cycle.receive
+        response = await answer(self._gateway, cast(Any, cycle.scope), receive, arrival)
+        if self.flow.write_paused and not cycle.disconnected:
+            await self.flow.drain()
+        if not cycle.disconnected:
+            self._respond(cycle, response)
+
+    def _respond(self, cycle: RequestResponseCycle, response: Response) -> None:
+        """The answer in its turn, and what comes after it."""
         headers = [*self.server_state.default_headers, *response.raw_headers]
-        if not cycle.keep_alive:
-            headers.append((b"connection", b"close"))
+        if CLOSE in headers:  # the service is ending
+            cycle.keep_alive = False
+        elif not cycle.keep_alive:
+            headers.append(CLOSE)
         self._write(response, headers)
         cycle.response_started = cycle.response_complete = True
         if not cycle.keep_alive:
@@ -181,7 +204,7 @@ class Connection(HttpToolsProtocol):
         counter = self._gateway.metrics.invalid if invalid else self._gateway.metrics.refused
         counter.labels(NO_SCENE, error.type).inc()
         response = error_reply(error)
-        self._write(response, [*response.raw_headers, (b"connection", b"close")])
+        self._write(response, [*response.raw_headers, CLOSE])
         if busy:  # whoever waits for the rest of its body learns that it will not come
             self.cycle.disconnected = True
             self.cycle.message_event.set()

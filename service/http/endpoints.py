@@ -10,22 +10,24 @@ from service.deadline import Deadline, Stages
 from service.errors import Expired, InvalidRequest
 from service.explain import explain
 from service.http.body import answer_format, body_format, read_body
-from service.http.gateway import Gateway, now_ms
+from service.http.gateway import Arrival, Gateway, now_ms
 from service.http.replies import EventsAnswer, UserAnswer, explained, rank_answer, reply
 from service.http.validate import behaviour, deadline_ms, rank_request, user_snapshot
-from service.http.wire import peek_deadline_ms
+from service.http.wire import Formats, peek_deadline_ms
 from service.rank import rank
 
 USERS = "/v1/users/"
 
 
-async def rank_candidates(gateway: Gateway, request: Request) -> Response:
-    """`POST /v1/rank`, of a request that `admit` let in."""
-    request.state.stages = stages = Stages()
+async def rank_candidates(gateway: Gateway, request: Request, arrival: Arrival) -> Response:
+    """`POST /v1/rank`, of a request that `admit` let in. Its state tells of it as far as it got:
+    stages, scene, request_id."""
+    state = request.scope["state"]
+    state["stages"] = stages = Stages()
     explaining = wants_explanation(request)
-    caller, start, told_ms = request.state.arrival
-    format = body_format(request)
-    body = await read_body(request, gateway.settings.max_body_bytes)
+    headers, caller, start, told_ms = arrival
+    format = body_format(headers)
+    body = await read_body(headers, request.receive, gateway.settings.max_body_bytes)
     stages.mark("read")
 
     if not gateway.admission.free:  # who waits is called by slack, so the body is read for it
@@ -36,7 +38,7 @@ async def rank_candidates(gateway: Gateway, request: Request) -> Response:
         stages.mark("queue")
 
         scene, wire = gateway.scenes.read("rank", body, format)
-        request.state.scene = scene.name
+        state["scene"] = scene.name
         stages.mark("decode")
 
         patience_ms = deadline_ms(wire, gateway.limits)
@@ -48,7 +50,7 @@ async def rank_candidates(gateway: Gateway, request: Request) -> Response:
             checked = rank_request(
                 wire, model.schema, gateway.limits, now_ms(), request_id, scene.top_k
             )
-            request.state.request_id = checked.request_id
+            state["request_id"] = checked.request_id
             stages.mark("validate")
             ranked = await rank(checked, model, scene.served.features, deadline, stages)
             answer = rank_answer(checked.request_id, model.version, ranked)
@@ -58,7 +60,7 @@ async def rank_candidates(gateway: Gateway, request: Request) -> Response:
                 answer.explanation = explained(explanation, stages)
                 stages.mark("explain")
 
-        response = reply(answer, answer_format(request, format))
+        response = reply(answer, answer_format(headers, format))
         stages.mark("encode")
     response.headers["server-timing"] = stages.server_timing()
     late = not Deadline.after(patience_ms / 1e3, start).left()
@@ -80,8 +82,7 @@ def wants_explanation(request: Request) -> bool:
 async def take_events(gateway: Gateway, request: Request) -> Response:
     """`POST /v1/events`: acknowledged once Redis has acknowledged."""
     gateway.caller(request.scope)
-    format = body_format(request)
-    body = await read_body(request, gateway.settings.max_body_bytes)
+    body, format = await _body(gateway, request)
     scene, wire = gateway.scenes.read("events", body, format)
     request.state.scene = scene.name
     rows, labels = behaviour(wire, scene.model.schema, gateway.limits, now_ms())
@@ -101,8 +102,7 @@ async def put_user(gateway: Gateway, request: Request) -> Response:
     """`PUT /v1/users/{id}`: profile and lifelong sequence, both or neither."""
     gateway.caller(request.scope)
     user_id = _user_id(request)
-    format = body_format(request)
-    body = await read_body(request, gateway.settings.max_body_bytes)
+    body, format = await _body(gateway, request)
     scene, wire = gateway.scenes.read("user", body, format)
     request.state.scene = scene.name
     snapshot_ms, profile, lifelong = user_snapshot(
@@ -111,6 +111,12 @@ async def put_user(gateway: Gateway, request: Request) -> Response:
     deadline = Deadline.after(gateway.settings.redis_write_timeout_ms / 1e3)
     kept = await scene.served.features.put_user(user_id, snapshot_ms, profile, lifelong, deadline)
     return reply(UserAnswer(user_id=user_id, lifelong=kept).model_dump())
+
+
+async def _body(gateway: Gateway, request: Request) -> tuple[bytes, Formats]:
+    headers = dict(request.scope["headers"])
+    format = body_format(headers)
+    return await read_body(headers, request.receive, gateway.settings.max_body_bytes), format
 
 
 def _user_id(request: Request) -> str:

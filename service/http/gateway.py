@@ -48,6 +48,7 @@ PATIENCE_HEADER = b"x-envoy-expected-rq-timeout-ms"
 class Arrival(NamedTuple):
     """What the head of a request told."""
 
+    headers: Mapping[bytes, bytes]
     caller: str
     start: float
     """When it came, on the monotonic clock, or earlier."""
@@ -132,7 +133,7 @@ class Gateway:
         told = headers.get(PATIENCE_HEADER, b"")
         patience_ms = int(told) if told.isdigit() and len(told) < 10 else None
         self.admission.check(caller, self.deadline(start, patience_ms))
-        return Arrival(caller, start, patience_ms)
+        return Arrival(headers, caller, start, patience_ms)
 
     def _identify(self, headers: Mapping[bytes, bytes], scope: Mapping[str, Any]) -> str:
         client = scope["client"]

@@ -2,6 +2,7 @@
 
 import logging
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import ServiceError
@@ -20,7 +21,7 @@ class BugGuard:
         self._app, self._gateway = app, gateway
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request; nothing of the exception reaches the caller."""
+        """Serve one request."""
         started = False
 
         async def sending(message: Message) -> None:
@@ -33,8 +34,12 @@ class BugGuard:
         except Exception:
             if scope["type"] != "http" or started:
                 raise
-            state = scope.get("state", {})
-            self._gateway.metrics.failed.labels(state.get("scene", NO_SCENE)).inc()
-            log.exception("a bug failed request %s", safe(state.get("request_id", "unread")))
-            response = error_reply(ServiceError("a bug of ours; it has been logged"))
-            await response(scope, receive, send)
+            await answer_bug(self._gateway, scope)(scope, receive, send)
+
+
+def answer_bug(gateway: Gateway, scope: Scope) -> Response:
+    """Count and log the exception that is being handled; nothing of it reaches the caller."""
+    state = scope.get("state", {})
+    gateway.metrics.failed.labels(state.get("scene", NO_SCENE)).inc()
+    log.exception("a bug failed request %s", safe(state.get("request_id", "unread")))
+    return error_reply(ServiceError("a bug of ours; it has been logged"))
