@@ -9,12 +9,12 @@ from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
-    Histogram,
     ProcessCollector,
     disable_created_metrics,
 )
 
 from service.exposition import shared
+from service.histogram import Histogram
 
 # A second series for each would double a scrape and tell nobody anything.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # the library left it untyped
@@ -54,6 +54,7 @@ class Catalogue:
         if not shared():
             ProcessCollector(registry=self.registry)  # CPU, memory, open files
         self.entries: list[Entry] = []
+        self.histograms: list[Histogram] = []
 
     def counter(self, name: str, unit: str, meaning: str, *labels: str) -> Counter:
         """Exported as `name`_total."""
@@ -74,9 +75,9 @@ class Catalogue:
     ) -> Histogram:
         """Exported as `name`_bucket, `name`_sum and `name`_count."""
         self.entries.append(Entry(name, "histogram", unit, meaning, labels))
-        return remembering(
-            Histogram(name, meaning, labels, registry=self.registry, buckets=buckets)
-        )
+        made = Histogram(name, meaning, labels, registry=self.registry, buckets=buckets)
+        self.histograms.append(made)
+        return remembering(made)
 
 
 def table(entries: Sequence[Entry]) -> str:

@@ -251,10 +251,12 @@ class Metrics:
         self._sampled.append((gauge, read))
 
     def sample(self) -> None:
-        """Look at what changes without being counted. One worker's gauges, as another tells them,
-        are as old as its last call."""
+        """Look at what changes without being counted, and count what was observed. One worker's
+        gauges and histograms, as another tells them, are as old as its last call."""
         for gauge, read in self._sampled:
             gauge.set(read())
+        for histogram in self.catalogue.histograms:
+            histogram.count()
 
     def watch(self, dependency: str) -> "DependencyMetrics":
         """What to tell of a dependency's calls."""

@@ -1,10 +1,12 @@
 """The catalogue says what is exported, and its names follow Prometheus's conventions."""
 
+import prometheus_client
 import pytest
-from prometheus_client import generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.catalogue import Entry, table
+from service.histogram import Histogram
 from service.metrics import DEADLINE_S, LATENCY_OBJECTIVE_S, SECONDS, Metrics
 
 ENTRIES = Metrics().catalogue.entries
@@ -39,6 +41,21 @@ def test_objectives_are_bucket_edges() -> None:
     """So the share of answers within the objective is counted, not interpolated."""
     assert {LATENCY_OBJECTIVE_S, DEADLINE_S} <= set(SECONDS)
     assert list(SECONDS) == sorted(SECONDS)
+
+
+def test_histograms_count_as_prometheus_clients_own() -> None:
+    """The same numbers, at bucket edges and beyond the last one too, make the same samples, however
+    often they were counted meanwhile."""
+    numbers = [0.0, 0.5, 1.0, 1.0, 1.5, 2.0, 7.0]
+    ours, theirs = CollectorRegistry(), CollectorRegistry()
+    gathered = Histogram("h", "Of numbers.", ["of"], registry=ours, buckets=(1, 2))
+    plain = prometheus_client.Histogram("h", "Of numbers.", ["of"], registry=theirs, buckets=(1, 2))
+    for number in numbers:
+        gathered.labels("a").observe(number)
+        plain.labels("a").observe(number)
+        if number == 1.5:
+            gathered.count()
+    assert generate_latest(ours) == generate_latest(theirs)
 
 
 def test_table_has_a_row_for_each_metric() -> None:
