@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_def.batch import Rows
-from model_def.schema import CategoryFeature, Layout
+from model_def.schema import Layout
 
 MAGIC = b"MTGR"
 HEADER = struct.Struct("<4sIQqI")
@@ -158,7 +158,7 @@ def known_categories(layout: Layout, rows: Rows) -> Rows:
     A retrained model may have fewer categories than the one whose records it reads.
     """
     for carrier in ("ids", "categories"):
-        if not any(isinstance(feature, CategoryFeature) for feature in layout.carriers[carrier]):
+        if not layout.bounded[carrier]:
             continue
         values = np.ascontiguousarray(rows[carrier].T)
         low, high = (bound.astype(values.dtype) for bound in layout.ranges[carrier])

@@ -19,9 +19,10 @@ from redis.asyncio.connection import ConnectionPool, SSLConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
+from service.features.users import Values
+
 log = logging.getLogger("mtgr")
 
-Values = Sequence[bytes | None]
 Changed = Callable[[bytes | None], None]
 """Told a key whose value is another now; None: any may be."""
 

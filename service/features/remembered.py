@@ -1,24 +1,10 @@
 """Users as Redis told of them last: served while nothing has changed, and when it says nothing."""
 
 from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import dataclass
 from time import monotonic
 
-from model_def.batch import Rows
-
-
-@dataclass(frozen=True)
-class StoredUser:
-    """What is stored of a user, decoded: defaults and empty sequences for what is missing."""
-
-    stored_ms: int | None
-    """When the snapshot was taken; None without one."""
-    profile: Rows
-    lifelong: Rows
-    realtime: Rows
-    missing: Mapping[str, str]
-    """Reason by part."""
+from service.features.users import StoredUser
 
 
 @dataclass

@@ -1,9 +1,9 @@
 """Features of users and items in Redis: one MGET a request, one script to append behaviour.
 
-A user that was read lately is served from memory until Redis tells that it has changed. Reading
-never fails: when Redis does, what it said of the user last is used again; a part that is absent,
-unreadable or out of reach becomes its default. Either is named. Writing raises DependencyFailed
-unless Redis has acknowledged it.
+A user that was read lately is served from memory until Redis tells that it has changed, and what it
+tells again unchanged is not checked again. Reading never fails: when Redis does, what it said of
+the user last is used again; a part that is absent, unreadable or out of reach becomes its default.
+Either is named. Writing raises DependencyFailed unless Redis has acknowledged it.
 """
 
 import asyncio
@@ -23,22 +23,19 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from model_def.batch import Rows
-from model_def.rows import empty_rows
 from model_def.schema import FeatureSchema
 from service.breaker import Breaker
 from service.deadline import Deadline
 from service.errors import DependencyFailed
-from service.features.codec import ItemCodec, LogCodec, TableCodec, Unreadable
+from service.features.codec import ItemCodec
 from service.features.items import ItemCache
-from service.features.reader import Reader, Values
-from service.features.remembered import RememberedUsers, StoredUser
+from service.features.reader import Reader
+from service.features.remembered import RememberedUsers
+from service.features.users import PARTS, StoredUser, UserCodec, Values
 from service.ranking import Floats, RankRequest, UserFeatures
 from service.settings import StoreSettings
 
 Taken = TypeVar("Taken")
-
-PARTS = {"profile": "profile", "lifelong": "static", "realtime": "rt"}
-"""Of a user's features, each with its part of a key."""
 
 KEPT_TIMES_CAP = 4
 """A real-time sequence keeps this many times its cap: events may come late and out of order."""
@@ -101,18 +98,13 @@ class FeatureStore:
             settings.remembered_users_bytes, settings.user_cache_ttl_s
         )
         self.reader = Reader(redis.connection_pool, self._changed)
-        layouts, layout_hash = schema.layouts, schema.layout_hash
-        self._profile = TableCodec(layouts["profile"], layout_hash)
-        self._lifelong = TableCodec(layouts["lifelong"], layout_hash)
-        self._realtime = LogCodec(layouts["realtime"], layout_hash)
-        self._item = ItemCodec(layouts["item"], layout_hash)
+        layouts = schema.layouts
+        self._codec = UserCodec(schema)
+        self._item = ItemCodec(layouts["item"], schema.layout_hash)
         self._cache = ItemCache(settings.item_cache_items, settings.item_cache_ttl_s)
         self._append = redis.register_script(
             files("service.features").joinpath("append.lua").read_text()
         )
-        self._no_profile = empty_rows(layouts["profile"], 1)
-        self._no_lifelong = empty_rows(layouts["lifelong"])
-        self._stranger = self._decode([None] * len(PARTS))
         self._places = {
             feature.name: (carrier, position, getattr(layouts["item"], carrier).index(feature))
             for carrier in ("ids", "categories", "numbers")
@@ -133,7 +125,7 @@ class FeatureStore:
             except DependencyFailed as failure:
                 stored = self._remembered.get(name)
                 missing = dict.fromkeys(PARTS, "remembered" if stored else failure.reason)
-                stored = stored or self._stranger
+                stored = stored or self._codec.stranger
         snapshot_ms = stored.stored_ms
         if snapshot_ms is None:
             # A user without a snapshot begins just before the first event that is known of them.
@@ -150,28 +142,9 @@ class FeatureStore:
 
     def _take(self, name: str, values: Values) -> StoredUser:
         """A user's stored values decoded, and remembered."""
-        user = self._decode(values)
+        user = self._codec.decode(values, before=self._remembered.get(name))
         self._remembered.keep(name, user, sum(len(value) for value in values if value))
         return user
-
-    def _decode(self, values: Values) -> StoredUser:
-        missing: dict[str, str] = {}
-        stored: list[int] = []
-        profile, lifelong = self._no_profile, self._no_lifelong
-        try:
-            at_ms, profile = self._profile.decode(values[0])
-            stored.append(at_ms)
-        except Unreadable as unreadable:
-            missing["profile"] = unreadable.reason
-        try:
-            at_ms, lifelong = self._lifelong.decode(values[1])
-            stored.append(at_ms)
-        except Unreadable as unreadable:
-            missing["lifelong"] = unreadable.reason
-        realtime, damage = self._realtime.decode(values[2])
-        if damage:
-            missing["realtime"] = damage
-        return StoredUser(max(stored, default=None), profile, lifelong, realtime, missing)
 
     def _changed(self, changed: bytes | None) -> None:
         """A key, or any where None, holds another value than it did."""
@@ -243,8 +216,8 @@ class FeatureStore:
         """Replace a user's profile and lifelong sequence, both or neither; lifelong rows kept."""
         kept = lifelong[max(0, len(lifelong) - self._schema.lifelong_cap) :]
         values = {
-            key(self._schema, "profile", user_id): self._profile.encode(snapshot_ms, profile),
-            key(self._schema, "static", user_id): self._lifelong.encode(snapshot_ms, kept),
+            key(self._schema, "profile", user_id): self._codec.profile.encode(snapshot_ms, profile),
+            key(self._schema, "static", user_id): self._codec.lifelong.encode(snapshot_ms, kept),
         }
         await self._tell(lambda: self._redis.mset(values), deadline)
         self._remembered.changed(quoted(user_id))
@@ -255,11 +228,11 @@ class FeatureStore:
         if not len(events):
             return 0
         arguments: list[bytes | int] = [
-            self._realtime.header,
-            self._realtime.record_bytes,
+            self._codec.realtime.header,
+            self._codec.realtime.record_bytes,
             KEPT_TIMES_CAP * self._schema.realtime_cap,
             1000 * self.settings.realtime_ttl_s,
-            *self._realtime.encode(events),
+            *self._codec.realtime.encode(events),
         ]
         keys = [key(self._schema, "rt", user_id)]
         new = int(await self._tell(lambda: self._append(keys, arguments), deadline))

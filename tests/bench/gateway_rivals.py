@@ -14,7 +14,8 @@ from prometheus_client import Counter, Histogram
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from service.features.codec import HEADER
-from service.features.store import PARTS, key
+from service.features.store import key
+from service.features.users import PARTS
 from tests.bench import gateway_job as job
 
 LAYOUTS = job.SCHEMA.layouts

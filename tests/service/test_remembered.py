@@ -15,8 +15,9 @@ from model_def.rows import empty_rows
 from service.deadline import Deadline
 from service.errors import DependencyFailed
 from service.features.embedded import embedded_server
-from service.features.remembered import RememberedUsers, StoredUser
+from service.features.remembered import RememberedUsers
 from service.features.store import FeatureStore, connect, key
+from service.features.users import StoredUser, UserCodec
 from tests.service.test_items import mgets
 from tests.service.world import (
     NOW_MS,
@@ -108,6 +109,20 @@ def test_users_are_bounded_in_bytes_and_age(monkeypatch: pytest.MonkeyPatch) -> 
     assert (users.current("c"), users.get("c")) == (None, c)
     users.keep("d", user(1), 101)
     assert users.get("d") is None
+
+
+def test_only_what_has_changed_is_decoded_again() -> None:
+    """Equal values are taken from before, with their reason; others are decoded, and damage to
+    them is named."""
+    codec = UserCodec(SCHEMA)
+    profile_value = codec.profile.encode(NOW_MS, empty_rows(SCHEMA.layouts["profile"], 1))
+    lifelong_value = codec.lifelong.encode(NOW_MS, empty_rows(SCHEMA.layouts["lifelong"], 3))
+    before = codec.decode([profile_value, lifelong_value, b"torn"])
+    damaged = lifelong_value[:-1] + bytes([lifelong_value[-1] ^ 1])
+    after = codec.decode([bytes(bytearray(profile_value)), damaged, b"torn"], before)
+    assert [a is b for a, b in zip(after.parts, before.parts, strict=True)] == [True, False, True]
+    assert before.missing == {"realtime": "truncated"}
+    assert after.missing == {"lifelong": "corrupt", "realtime": "truncated"}
 
 
 def test_reads_share_a_connection_and_fail_alone() -> None:
