@@ -45,6 +45,8 @@ class ScoreFormula(Frozen):
         if len(probabilities) == 1:
             return next(iter(probabilities.values()))
         ctr, ctcvr = probabilities["ctr"], probabilities["ctcvr"]
+        if (self.ctr_power, self.ctcvr_power) == (0, 1):
+            return ctcvr
         return ctr**self.ctr_power * ctcvr**self.ctcvr_power
 
 

@@ -84,7 +84,7 @@ def _checked_together(
         return None
     joined = np.concatenate(given) if len(dtypes) == 1 else np.concatenate(given, dtype=low.dtype)
     together: NDArray[Any] = joined.reshape(len(features), count)
-    if count:  # NaN is the least and the greatest, and within no range
+    if count and layout.bounded[carrier]:  # NaN is the least and the greatest, and in no range
         least, greatest = np.minimum.reduce(together, axis=1), np.maximum.reduce(together, axis=1)
         if not ((least >= low[:, 0]) & (greatest <= high[:, 0])).all():
             return None

@@ -160,6 +160,11 @@ class Layout:
         }
         self.ranges = {name: _ranges(carried) for name, carried in self.carriers.items()}
         """Smallest and largest value of each carrier's features, int64 or float64 [features, 1]."""
+        self.bounded = {
+            name: not all(isinstance(f, IdFeature) for f in carried)
+            for name, carried in self.carriers.items()
+        }
+        """Whether there are other values of a carrier's type than its features may have."""
         small = all(f.size <= 256 for f in categories)
         half = bool(self.numbers) and all(f.dtype == "float16" for f in self.numbers)
         self.category_dtype = np.dtype(np.uint8 if small else np.int32)

@@ -4,7 +4,6 @@ import math
 from typing import Annotated, Any, Literal, cast
 
 import msgspec
-import numpy as np
 from msgspec import UNSET, UnsetType
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
@@ -193,6 +192,7 @@ def error_reply(error: ServiceError) -> Response:
 
 
 def _numbers(values: Floats) -> list[float | None]:
-    if not np.isnan(values).any():
-        return cast(list[float | None], values.tolist())
-    return [None if math.isnan(value) else value for value in values.tolist()]
+    numbers: list[float | None] = values.tolist()
+    if any(map(math.isnan, cast(list[float], numbers))):
+        return [None if math.isnan(number) else number for number in values.tolist()]
+    return numbers

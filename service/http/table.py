@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from msgspec import UNSET
@@ -16,8 +16,10 @@ from model_def.schema import IdFeature, Layout
 from service.errors import InvalidRequest
 from service.http.arrays import as_array, number_kinds, rows_as_columns
 from service.http.refusals import Path, check_range, refused_value
-from service.http.wire import BinaryColumn
+from service.http.wire import BinaryColumn, BinaryType
 from service.ranking import Floats
+
+DTYPES = {name: np.dtype(name) for name in get_args(BinaryType)}
 
 
 @dataclass(frozen=True)
@@ -164,12 +166,13 @@ def _column(column: Any, path: str, kind: str) -> Any:
     """A column as NumPy reads it: `as_array` of a list, or the bytes in place."""
     if not isinstance(column, BinaryColumn):
         return as_array(column, kind)
-    dtype = np.dtype(column.dtype)
-    if len(column.data) % dtype.itemsize:
+    dtype = DTYPES[column.dtype]
+    try:
+        values = np.frombuffer(column.data, dtype)
+    except ValueError:
         raise InvalidRequest(
             f"got {len(column.data)} bytes",
             path=f"{path}.data",
             expected=f"a multiple of {dtype.itemsize} bytes, for {column.dtype}",
-        )
-    values = np.frombuffer(column.data, dtype)
-    return values.astype(np.float32) if dtype == np.float16 else values
+        ) from None
+    return values.astype(np.float32) if dtype.itemsize == 2 else values
