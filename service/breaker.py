@@ -128,7 +128,7 @@ class Breaker:
             self._enter(State.OPEN if failed else State.CLOSED)
         elif self.state is State.CLOSED:  # else it began before the breaker opened
             self._calls.append((now, failed))
-            if sum(bad and at > now - FORGET_S for at, bad in self._calls) >= TRIP:
+            if failed and sum(bad and at > now - FORGET_S for at, bad in self._calls) >= TRIP:
                 self._enter(State.OPEN)
 
     def _enter(self, state: State) -> None:

@@ -61,7 +61,7 @@ class InProcessBackend:
                 raise DependencyFailed("backend", "queue_full")
             future = self._threads.submit(_run, self._engine, batch, deadline)
             future.add_done_callback(self._release)
-            async with deadline.bound("backend"):
+            with deadline.bound("backend"):
                 return await asyncio.wrap_future(future)
 
     def _release(self, future: "Future[Mapping[str, Floats]]") -> None:

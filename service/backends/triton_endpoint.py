@@ -101,7 +101,7 @@ class Endpoint:
 
         running = asyncio.ensure_future(infer())
         running.add_done_callback(_heard)
-        async with deadline.bound("triton"):
+        with deadline.bound("triton"):
             return await asyncio.shield(running)
 
     def _scores(self, answer: Any, candidates: int) -> Mapping[str, Floats]:

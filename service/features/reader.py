@@ -51,9 +51,9 @@ class Reader:
         """
 
         def values(reply: Any) -> Any:
-            if not isinstance(reply, list) or len(reply) != len(keys):
+            if reply.__class__ is not list or len(reply) != len(keys):
                 raise ResponseError("no answer to MGET")
-            if not all(value is None or isinstance(value, bytes) for value in reply):
+            if not {value.__class__ for value in reply} <= {bytes, type(None)}:
                 raise ResponseError("no answer to MGET")
             return then(reply)
 

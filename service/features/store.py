@@ -61,7 +61,7 @@ def connect(url: str, connections: int) -> "Redis":
 async def connect_ahead(redis: "Redis", count: int, deadline: Deadline) -> bool:
     """Open connections before the first requests need them; whether Redis answered on all."""
     try:
-        async with deadline.bound("redis"):
+        with deadline.bound("redis"):
             answers = await asyncio.gather(
                 *[redis.ping() for _ in range(count)], return_exceptions=True
             )
@@ -72,7 +72,11 @@ async def connect_ahead(redis: "Redis", count: int, deadline: Deadline) -> bool:
 
 def key(schema: FeatureSchema, part: str, name: str | int) -> str:
     """`mtgr:schema:part:{name}`; the braces make a user's keys one slot of a cluster."""
-    return f"mtgr:{schema.name}:{part}:{{{quoted(name)}}}"
+    return _key(schema, part, quoted(name))
+
+
+def _key(schema: FeatureSchema, part: str, quoted_name: str) -> str:
+    return f"mtgr:{schema.name}:{part}:{{{quoted_name}}}"
 
 
 def quoted(name: str | int) -> str:
@@ -118,7 +122,7 @@ class FeatureStore:
         stored = self._remembered.current(name)
         missing: Mapping[str, str] = {} if stored is None else stored.missing
         if stored is None:
-            keys = [key(self._schema, part, user_id) for part in PARTS.values()]
+            keys = [_key(self._schema, part, name) for part in PARTS.values()]
             try:
                 stored = await self._values(keys, deadline, partial(self._take, name))
                 missing = stored.missing
@@ -274,7 +278,7 @@ class FeatureStore:
         return await self._do(command, deadline)
 
     async def _do(self, command: Callable[[], Any], deadline: Deadline) -> Any:
-        async with deadline.bound("redis"):
+        with deadline.bound("redis"):
             try:
                 return await cast(Awaitable[Any], command())
             except (RedisConnectionError, RedisTimeoutError, OSError):

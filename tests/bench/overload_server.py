@@ -45,7 +45,7 @@ class Limited:
         """Probability [K] by task, once its turn is over."""
         if self._each_s:
             self._free_at = max(self._free_at, monotonic()) + self._each_s
-            async with deadline.bound("backend"):
+            with deadline.bound("backend"):
                 await asyncio.sleep(self._free_at - monotonic())
         ctr = np.linspace(0.1, 0.9, batch.candidates, dtype=np.float32)
         return {"ctr": ctr, "ctcvr": ctr * ctr}

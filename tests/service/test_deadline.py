@@ -19,7 +19,7 @@ async def wait(answer_s: float, stalled_s: float = 0.0) -> str:
     answer: asyncio.Future[str] = loop.create_future()
     loop.call_later(answer_s, answer.set_result, "answered")
     loop.call_soon(time.sleep, stalled_s)
-    async with Deadline.after(WAIT_S).bound("redis"):
+    with Deadline.after(WAIT_S).bound("redis"):
         return await answer
 
 
@@ -44,7 +44,7 @@ def test_a_wait_past_the_deadline_is_never_begun() -> None:
     """What it would ask costs the dependency time for nobody."""
 
     async def begin() -> None:
-        async with Deadline.after(0).bound("redis"):
+        with Deadline.after(0).bound("redis"):
             raise AssertionError("begun")
 
     with pytest.raises(DependencyFailed, match="redis: timeout"):
