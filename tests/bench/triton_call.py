@@ -117,16 +117,20 @@ def merge(calls: dict[str, Moments], work: Path) -> None:
 
 
 def show(calls: dict[str, Moments]) -> None:
-    """When each moment came, and what it adds, in microseconds; medians and the 99th percentile."""
+    """When each moment came, and how long after the one before, in microseconds."""
     names = [name for name in calls["0"] if all(name in call for call in calls.values())]
     since = np.array([[call[n] - call["client begins"] for n in names] for call in calls.values()])
     order = np.argsort(np.median(since, axis=0), kind="stable")
     since = since[:, order] / 1e3
     steps = np.diff(since, axis=1, prepend=0)
-    print(f"{'':26}{'at p50':>8}{'p99':>8}{'step p50':>10}{'p99':>8}   us")  # noqa: T201  # the same
+    print(f"{'us':26}{'at p50':>8}{'p99':>8}{'step p50':>10}{'p99':>8}{'longest':>9}")  # noqa: T201  # the same
     for column, place in enumerate(order):
-        at, step = (np.percentile(of[:, column], [50, 99]) for of in (since, steps))
-        print(f"{names[place]:26}{at[0]:8.0f}{at[1]:8.0f}{step[0]:10.0f}{step[1]:8.0f}", flush=True)  # noqa: T201  # the same
+        at = np.percentile(since[:, column], [50, 99])
+        step = np.percentile(steps[:, column], [50, 99, 100])
+        print(  # noqa: T201  # the same
+            f"{names[place]:26}{at[0]:8.0f}{at[1]:8.0f}{step[0]:10.0f}{step[1]:8.0f}{step[2]:9.0f}",
+            flush=True,
+        )
 
 
 def main() -> int:
