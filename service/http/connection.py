@@ -30,7 +30,8 @@ from service.errors import (
     TooLarge,
     TooSlow,
 )
-from service.http.gateway import Arrival, Gateway
+from service.http.arrival import Arrival
+from service.http.gateway import Gateway
 from service.http.hot_path import answer, arrive, is_ranking
 from service.http.replies import error_reply
 from service.metrics import NO_SCENE

@@ -9,8 +9,9 @@ from starlette.responses import Response
 from service.deadline import Deadline, Stages
 from service.errors import Expired, InvalidRequest
 from service.explain import explain
+from service.http.arrival import Arrival
 from service.http.body import answer_format, body_format, read_body
-from service.http.gateway import Arrival, Gateway, now_ms
+from service.http.gateway import Gateway, now_ms
 from service.http.replies import EventsAnswer, UserAnswer, explained, rank_answer, reply
 from service.http.validate import behaviour, deadline_ms, rank_request, user_snapshot
 from service.http.wire import Formats, peek_deadline_ms
@@ -64,7 +65,7 @@ async def rank_candidates(gateway: Gateway, request: Request, arrival: Arrival) 
         stages.mark("encode")
     response.headers["server-timing"] = stages.server_timing()
     late = not Deadline.after(patience_ms / 1e3, start).left()
-    gateway.observe(scene, ranked, len(checked.item_ids), stages, late)
+    gateway.tally.answered(scene, ranked, len(checked.item_ids), stages, late)
     gateway.record(scene, model, checked, ranked, stages)
     return response
 

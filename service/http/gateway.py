@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from time import monotonic, time
-from typing import Any, NamedTuple
+from typing import Any
 
 from redis.asyncio import Redis
 
@@ -15,21 +15,21 @@ from model_def.schema import FeatureSchema
 from model_def.served import ServedRequest
 from service.admission import Admission
 from service.backends.captures import open_captures
-from service.backends.switching import OUTCOMES, Switcher
+from service.backends.switching import Switcher
 from service.callers import open_callers
 from service.deadline import Deadline, Stages
 from service.errors import NotReady, NotServing
-from service.exposition import retire
 from service.features.store import connect_ahead
 from service.feedback import Feedback
+from service.http.arrival import Arrival, told_patience_ms
 from service.http.validate import Limits
 from service.loop_lag import LoopLag
-from service.metrics import NO_SCENE
 from service.ranking import Model, RankedItems, RankRequest
 from service.request_log import open_request_log
 from service.scenes import Scene, Scenes, Served, warm_up
 from service.setting_sources import reloaded
 from service.settings import Settings
+from service.tally import Tally
 from service.tracing import open_tracing
 
 log = logging.getLogger("mtgr")
@@ -39,20 +39,6 @@ CONNECTIONS_AHEAD = 8
 
 FIRST_RETRY_S, LAST_RETRY_S = 0.25, 8.0
 """Between two attempts to start an engine that lies beyond this process, doubling."""
-
-
-PATIENCE_HEADER = b"x-envoy-expected-rq-timeout-ms"
-"""How long a caller waits, as an Envoy on its way tells before the body is read."""
-
-
-class Arrival(NamedTuple):
-    """What the head of a request told."""
-
-    headers: Mapping[bytes, bytes]
-    caller: str
-    start: float
-    """When it came, on the monotonic clock, or earlier."""
-    patience_ms: int | None
 
 
 class Gateway:
@@ -85,22 +71,20 @@ class Gateway:
         self.metrics.sampled(self.metrics.loop_lag_seconds, lambda: self.lag())
         self.metrics.sampled(self.metrics.ready, lambda: self.ready)
         self.metrics.sampled(self.metrics.wait, self.admission.wait_s)
-        self.feedback = Feedback(self)
+        self.tally = Tally(scenes, settings)
+        self.feedback = Feedback(self.tally)
         self._problems: dict[str, str] = {}
-        self._shown: set[tuple[str, ...]] = set()
         self.switchers = {
             alias: Switcher(
                 served,
                 settings.models[alias],
                 scenes.open_model,
                 self._warm_up,
-                observer=self,
+                observer=self.tally,
                 publish=publish,
             )
             for alias, served in scenes.served.items()
         }
-        self._show_zeros()
-        self._show_versions()
 
     @property
     def ready(self) -> bool:
@@ -130,8 +114,7 @@ class Gateway:
         headers = dict(scope["headers"])
         caller = self._identify(headers, scope)
         self.require_loaded()
-        told = headers.get(PATIENCE_HEADER, b"")
-        patience_ms = int(told) if told.isdigit() and len(told) < 10 else None
+        patience_ms = told_patience_ms(headers)
         self.admission.check(caller, self.deadline(start, patience_ms))
         return Arrival(headers, caller, start, patience_ms)
 
@@ -164,7 +147,7 @@ class Gateway:
         if self.captures is not None:
             self.captures.settings = settings
         self.scenes.reload(settings)
-        self._show_versions()
+        self.tally.reload(settings)
         return changed
 
     @asynccontextmanager
@@ -225,74 +208,6 @@ class Gateway:
 
     def _warm_up(self, schema: FeatureSchema) -> tuple[PackedBatch, ...]:
         return warm_up(schema, self.settings.max_candidates)
-
-    def switched(self, alias: str, outcome: str) -> None:
-        """Count a switch; see `service.backends.switching.Observer`."""
-        self.metrics.switches.labels(alias, outcome).inc()
-        self._show_versions()
-
-    def switching(self, alias: str, under_way: bool) -> None:
-        """Show that a switch is under way."""
-        self.metrics.switching.labels(alias).set(under_way)
-
-    def shadowed(self, alias: str, difference: float) -> None:
-        """Observe a shadow's score."""
-        self.metrics.shadow_difference.labels(alias).observe(difference)
-
-    def _show_zeros(self) -> None:
-        """Counters whose first event is an alert exist from the start, or it would go unseen."""
-        for name in (*self.scenes.by_name, NO_SCENE):
-            self.metrics.failed.labels(name)
-        for alias in self.switchers:
-            self.metrics.switching.labels(alias)
-            for outcome in OUTCOMES:
-                self.metrics.switches.labels(alias, outcome)
-
-    def _show_versions(self) -> None:
-        shown: set[tuple[str, ...]] = set()
-        for scene in self.scenes.by_name.values():
-            served = scene.served
-            engine = self.settings.models[served.alias].engine
-            shown.add((scene.name, served.alias, served.config.version, engine))
-        for labels in self._shown - shown:
-            retire(self.metrics.model, *labels)
-        for labels in shown:
-            self.metrics.model.labels(*labels).set(1)
-        self._shown = shown
-
-    def predicted(self, scene: str, task: str, probability: float) -> None:
-        """Count a prediction for an item that was shown; see `service.feedback.Counts`."""
-        self.metrics.predicted.labels(scene, task).inc(probability)
-
-    def happened(self, scene: str, task: str) -> None:
-        """Count an outcome."""
-        self.metrics.happened.labels(scene, task).inc()
-
-    def observe(
-        self, scene: Scene, ranked: RankedItems, candidates: int, stages: Stages, late: bool
-    ) -> None:
-        """Count one answer; `late` once its deadline has passed."""
-        metrics, name = self.metrics, scene.name
-        if late:
-            metrics.late.labels(name).inc()
-        outcome = "answered" if ranked.reason is None else "degraded"
-        metrics.requests.labels(name, outcome).inc()
-        if ranked.reason is not None:
-            metrics.degraded.labels(name, ranked.reason, ranked.ranked_by).inc()
-        for part, reason in ranked.missing.items():
-            metrics.features_absent.labels(name, part, reason).inc()
-        if ranked.payload_bytes:
-            metrics.payload_bytes.labels(name).observe(ranked.payload_bytes)
-        for ages, age_s in (
-            (metrics.snapshot_age, ranked.ages_s.snapshot),
-            (metrics.event_age, ranked.ages_s.event),
-        ):
-            if age_s is not None:
-                ages.labels(name).observe(age_s)
-        metrics.candidates.labels(name).observe(candidates)
-        for stage, seconds in stages.seconds.items():
-            metrics.stage_seconds.labels(name, stage).observe(seconds)
-        metrics.request_seconds.labels(name).observe(sum(stages.seconds.values()))
 
     def record(
         self, scene: Scene, model: Model, request: RankRequest, ranked: RankedItems, stages: Stages

@@ -10,8 +10,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope
 
 from service.errors import InvalidRequest, ServiceError
+from service.http.arrival import Arrival
 from service.http.endpoints import rank_candidates
-from service.http.gateway import Arrival, Gateway
+from service.http.gateway import Gateway
 from service.http.guard import answer_bug
 from service.http.replies import error_reply
 from service.metrics import NO_SCENE
