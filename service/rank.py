@@ -113,7 +113,7 @@ def best(scores: Floats, top_k: int) -> NDArray[np.int64]:
     keys = -scores  # NaN is sorted behind every number
     if top_k < len(keys):
         last = np.partition(keys, top_k - 1)[top_k - 1]
-        kept = np.flatnonzero(~(keys > last))  # NaN too: it is not above
+        kept: NDArray[np.int64] = (~(keys > last)).nonzero()[0]  # NaN too: it is not above
         return kept[np.argsort(keys[kept], kind="stable")][:top_k]
     return np.argsort(keys, kind="stable")
 

@@ -1,7 +1,6 @@
 """Which model ranks a scene: packages of different schemas, served side by side."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -58,12 +57,6 @@ class Scene:
             fallback=self.settings.fallback,
             freshness=self.settings.freshness,
         )
-
-    @contextmanager
-    def hold(self) -> Iterator[Model]:
-        """What serves now, kept loaded for one request from its start to its end."""
-        with self.served.live.held():
-            yield self.model
 
     @property
     def top_k(self) -> int:

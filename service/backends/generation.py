@@ -2,8 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -106,16 +105,14 @@ class Generation:
             self.shadow.offer(batch, user_id, scores)
         return scores
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
+    def __enter__(self) -> None:
         """Keep it from being closed while a request may still come to be scored."""
         self._holders += 1
-        try:
-            yield
-        finally:
-            self._holders -= 1
-            if not self._holders:
-                self._idle.set()
+
+    def __exit__(self, *_: object) -> None:
+        self._holders -= 1
+        if not self._holders:
+            self._idle.set()
 
     async def retire(self) -> None:
         """Close once no request holds it; no new one may take it."""

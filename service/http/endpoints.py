@@ -46,7 +46,8 @@ async def rank_candidates(gateway: Gateway, request: Request, arrival: Arrival) 
         deadline = gateway.deadline(start, patience_ms)
         if not deadline.left():
             raise Expired("the deadline passed before the request was worked on", retry_after_s=1)
-        with scene.hold() as model:
+        with scene.served.live:  # kept loaded until the answer is there
+            model = scene.model
             request_id = uuid4().hex if wire.request_id is None else ""
             checked = rank_request(
                 wire, model.schema, gateway.limits, now_ms(), request_id, scene.top_k

@@ -151,6 +151,7 @@ def main() -> int:
         ours = measure("ours", every, url, seconds, CONNECTIONS)
         plain = measure("plain", ("JSON rows",), url, seconds, CONNECTIONS)["JSON rows"]
         measure("litserve", ("JSON rows",), url, seconds, CONNECTIONS)
+        measure("unknown", every, url, seconds, CONNECTIONS)
         measure("cached", every, url, seconds, CONNECTIONS)
         measure("collected", ("JSON rows",), url, seconds, CONNECTIONS)
         stages(measure("staged", every, url, seconds / 2, connections=1))

@@ -29,6 +29,11 @@ def staged(port: int, redis_url: str) -> None:
     ours(port, redis_url)
 
 
+def unknown(port: int, redis_url: str) -> None:
+    """With every user's values checked each time, as if they had never been read before."""
+    ours(port, redis_url, remembered_users_bytes=0)
+
+
 def cached(port: int, redis_url: str) -> None:
     """With users kept in memory until they change."""
     ours(port, redis_url, user_cache_ttl_s=3600)
@@ -47,7 +52,7 @@ def litserve(port: int, redis_url: str) -> None:
     litserve(port, redis_url)
 
 
-SERVERS = {f.__name__: f for f in (ours, staged, cached, collected, plain, litserve, echo)}
+SERVERS = {f.__name__: f for f in (ours, staged, unknown, cached, collected, plain, litserve, echo)}
 
 if __name__ == "__main__":
     kind, port, redis_url = sys.argv[1:]
