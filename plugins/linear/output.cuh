@@ -166,6 +166,7 @@ class Bias {
     }
   }
   __device__ void store(float* shared) const {
+    named_barrier(threadIdx.x / 128, 128);  // every warp is done with the last tile's
 #pragma unroll
     for (int i = 0; i < kParts; ++i)
       if (const int column = threadIdx.x % 128 + i * 128; column < kColumns)
