@@ -54,6 +54,8 @@ class Measured:
     generator: Generator
     waited: int
     """Requests that found every connection busy: their wait is in their latency."""
+    start: float
+    """When the schedule began, in seconds on the monotonic clock."""
 
 
 def generate(
@@ -119,7 +121,7 @@ async def _run(
     await client.close()
     spent = process_time() - cpu
     elapsed = max(loop.time() - start, 1e-9)
-    return Measured(samples, _verdict(1e3 * lags, spent / elapsed, limits), client.waited)
+    return Measured(samples, _verdict(1e3 * lags, spent / elapsed, limits), client.waited, start)
 
 
 def _verdict(lags_ms: Floats, cpu_share: float, limits: Limits) -> Generator:

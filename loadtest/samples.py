@@ -70,6 +70,11 @@ class Samples:
         return np.array(self._kind, dtype=np.str_)
 
     @property
+    def why(self) -> NDArray[np.str_]:
+        """[N] the outcome's reason; "" where there is nothing to say."""
+        return np.array(self._reason, dtype=np.str_)
+
+    @property
     def stages(self) -> dict[str, Floats]:
         """Milliseconds by stage, of answers that told them."""
         return {stage: np.array(taken) for stage, taken in self._stages.items()}

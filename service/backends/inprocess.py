@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import partial
 from threading import BoundedSemaphore
 
@@ -13,6 +13,7 @@ from engine_build.runtime.engine import Engine
 from engine_build.runtime.package import PackageError, open_package
 from model_def.batch import PackedBatch
 from model_def.config import PackageConfig
+from service.backends.threads import Threads
 from service.breaker import Breaker, Unwatched, Watch
 from service.deadline import Deadline
 from service.errors import BadSetting, DependencyFailed
@@ -20,6 +21,9 @@ from service.ranking import Floats
 from service.settings import ModelSettings
 
 log = logging.getLogger("mtgr")
+
+CLOSE_S = 5.0
+"""Longest wait for a run to finish once the backend is closed: it may be frozen."""
 
 
 class InProcessBackend:
@@ -31,7 +35,7 @@ class InProcessBackend:
         self._load = load
         self._engine: Engine | None = None
         self._breaker = Breaker("backend")
-        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="engine")
+        self._threads = Threads(workers, "engine")
         self._places = BoundedSemaphore(queue)
 
     @property
@@ -40,11 +44,15 @@ class InProcessBackend:
         return self._engine is not None
 
     async def start(self, warm_up: tuple[PackedBatch, ...]) -> None:
-        """Load the engine and run each warm-up batch, off the event loop."""
-        loop = asyncio.get_running_loop()
-        engine = await loop.run_in_executor(self._threads, self._load)
-        for batch in warm_up:
-            await loop.run_in_executor(self._threads, engine.run, batch)
+        """Load the engine and run each warm-up batch, off the event loop; once."""
+        self._threads.start()
+        try:
+            engine = await asyncio.wrap_future(self._threads.submit(self._load))
+            for batch in warm_up:
+                await asyncio.wrap_future(self._threads.submit(partial(engine.run, batch)))
+        except Exception:
+            await self.close()
+            raise
         self._breaker = Breaker("backend", watch=self.watch)
         self._engine = engine
 
@@ -59,7 +67,7 @@ class InProcessBackend:
         with self._breaker.call(deadline):
             if not self._places.acquire(blocking=False):
                 raise DependencyFailed("backend", "queue_full")
-            future = self._threads.submit(_run, self._engine, batch, deadline)
+            future = self._threads.submit(partial(_run, self._engine, batch, deadline))
             future.add_done_callback(self._release)
             with deadline.bound("backend"):
                 return await asyncio.wrap_future(future)
@@ -68,8 +76,9 @@ class InProcessBackend:
         self._places.release()
 
     async def close(self) -> None:
-        """Drop what waits and let what runs finish."""
-        await asyncio.to_thread(self._threads.shutdown, wait=True, cancel_futures=True)
+        """Drop what waits and let what runs finish; what does not in CLOSE_S is left to itself."""
+        if not await asyncio.to_thread(self._threads.close, CLOSE_S):
+            log.error("an engine has not returned in %g s: left to itself", CLOSE_S)
 
 
 def _run(engine: Engine, batch: PackedBatch, deadline: Deadline) -> Mapping[str, Floats]:
