@@ -9,12 +9,13 @@ from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
+    Histogram,
     ProcessCollector,
     disable_created_metrics,
 )
 
 from service.exposition import shared
-from service.histogram import Histogram
+from service.histogram import GatheringHistogram
 
 # A second series for each would double a scrape and tell nobody anything.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # the library left it untyped
@@ -54,7 +55,7 @@ class Catalogue:
         if not shared():
             ProcessCollector(registry=self.registry)  # CPU, memory, open files
         self.entries: list[Entry] = []
-        self.histograms: list[Histogram] = []
+        self.gathering: list[GatheringHistogram] = []
 
     def counter(self, name: str, unit: str, meaning: str, *labels: str) -> Counter:
         """Exported as `name`_total."""
@@ -73,11 +74,18 @@ class Catalogue:
     def histogram(
         self, name: str, unit: str, meaning: str, *labels: str, buckets: Sequence[float]
     ) -> Histogram:
-        """Exported as `name`_bucket, `name`_sum and `name`_count."""
+        """Exported as `name`_bucket, `name`_sum and `name`_count. One of several workers counts at
+        once: others tell of it."""
         self.entries.append(Entry(name, "histogram", unit, meaning, labels))
-        made = Histogram(name, meaning, labels, registry=self.registry, buckets=buckets)
-        self.histograms.append(made)
-        return remembering(made)
+        if shared():
+            return remembering(
+                Histogram(name, meaning, labels, registry=self.registry, buckets=buckets)
+            )
+        gathering = GatheringHistogram(
+            name, meaning, labels, registry=self.registry, buckets=buckets
+        )
+        self.gathering.append(gathering)
+        return remembering(gathering)
 
 
 def table(entries: Sequence[Entry]) -> str:

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from typing import Any, cast
 
 import numpy as np
-import prometheus_client
+from prometheus_client import Histogram
 
 
-class Histogram(prometheus_client.Histogram):
+class GatheringHistogram(Histogram):
     """prometheus_client's, whose `observe` is a list's `append`; counted by one thread."""
 
     def _metric_init(self) -> None:
@@ -22,7 +22,7 @@ class Histogram(prometheus_client.Histogram):
     def count(self) -> None:
         """Count what waits, here or in the children by label."""
         if self._labelnames and not self._labelvalues:
-            for child in cast(dict[Any, Histogram], self._metrics).values():
+            for child in cast(dict[Any, GatheringHistogram], self._metrics).values():
                 child.count()
             return
         number = len(self._waiting)

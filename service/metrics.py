@@ -252,10 +252,10 @@ class Metrics:
 
     def sample(self) -> None:
         """Look at what changes without being counted, and count what was observed. One worker's
-        gauges and histograms, as another tells them, are as old as its last call."""
+        gauges, as another tells them, are as old as its last call."""
         for gauge, read in self._sampled:
             gauge.set(read())
-        for histogram in self.catalogue.histograms:
+        for histogram in self.catalogue.gathering:
             histogram.count()
 
     def watch(self, dependency: str) -> "DependencyMetrics":

@@ -34,7 +34,7 @@ SWEEP_TICKS = 5
 """Of 0.1 seconds, between two looks for overdue connections."""
 
 SAMPLE_TICKS = 10
-"""Between two looks at the gauges and observations that other workers tell of."""
+"""Between two looks at the gauges that other workers tell of, and at what was observed."""
 
 POLL_S = 0.02
 
@@ -111,7 +111,6 @@ class GatewayServer(uvicorn.Server):
             for connection in self._connections():
                 connection.transport.abort()
         await self.lifespan.shutdown()
-        self._gateway.metrics.sample()  # for the workers that stay
 
     async def _stop_listening(self, sockets: list[socket] | None) -> None:
         """Close the listeners, once what they have queued is taken: closing would reset it."""
