@@ -61,6 +61,8 @@ def _serve(
     settings: Settings,
     reread: Callable[[], Settings] | None,
     port: socket | None = None,
+    *,
+    early: bool = True,
 ) -> None:
     """One gateway over the Redis at `url`; one of several where it is given the `port`."""
     leave_on_signals()
@@ -73,7 +75,7 @@ def _serve(
 
     publish = None if port is None else move_link
     gateway = Gateway(settings, build_scenes(settings, redis, open_model), redis, fatal, publish)
-    server = GatewayServer(gateway, reread)
+    server = GatewayServer(gateway, reread, early=early)
     leave_start_up_to_rest()
     signal.signal(signal.SIGHUP, server.ask_reload)
     server.run(None if port is None else [port])

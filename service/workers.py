@@ -3,10 +3,12 @@
     supervisor: embedded Redis, listening socket, links to packages, metrics files
       worker 0..N-1: a whole gateway each; the kernel gives a connection to whoever is free
 
-A worker that dies is started again; one that cannot serve its settings ends them all. SIGTERM and
-SIGHUP go to every worker. What workers share lies in one directory: counts are kept in files by
-prometheus_client, so those of a worker that died are not lost, and each alias has a link to the
-package that serves. A switch asked of one worker moves the link, which all of them follow.
+A worker that dies is started again; one that cannot serve its settings ends them all. Only the
+first takes connections before its engines are loaded, to tell so; the others leave them to whoever
+can answer. SIGTERM and SIGHUP go to every worker. What workers share lies in one directory: counts
+are kept in files by prometheus_client, so those of a worker that died are not lost, and each alias
+has a link to the package that serves. A switch asked of one worker moves the link, which all of
+them follow.
 """
 
 import ctypes
@@ -21,6 +23,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from time import monotonic, sleep
+from typing import Protocol
 
 from prometheus_client import values
 from prometheus_client.multiprocess import mark_process_dead
@@ -31,8 +34,20 @@ from service.settings import Settings
 
 log = logging.getLogger("mtgr")
 
-Serve = Callable[[Settings, Callable[[], Settings], socket.socket], None]
-"""Serve settings, read again by the second, on a listening socket until SIGTERM."""
+
+class Serve(Protocol):
+    """Serve settings, read again by `reread`, on a listening socket until SIGTERM; `early`: from
+    before the engines are loaded."""
+
+    def __call__(
+        self,
+        settings: Settings,
+        reread: Callable[[], Settings],
+        port: socket.socket,
+        *,
+        early: bool,
+    ) -> None: ...
+
 
 CANNOT_SERVE = 3
 """Exit status of a worker whose settings cannot be served."""
@@ -99,7 +114,7 @@ class _Supervisor:
         signal.signal(signal.SIGHUP, lambda number, _: self._tell(number))
         try:
             for slot in range(self._settings.workers):
-                self._start(slot)
+                self._start(slot, early=slot == 0)
             while self._processes:
                 wait([process.sentinel for process, _, _ in self._processes.values()], POLL_S)
                 for slot, (process, report, since) in list(self._processes.items()):
@@ -110,11 +125,11 @@ class _Supervisor:
             for process, _, _ in self._processes.values():
                 process.join()
 
-    def _start(self, slot: int) -> None:
+    def _start(self, slot: int, *, early: bool = False) -> None:
         ours, theirs = multiprocessing.Pipe(duplex=False)
         # Forked: what is loaded is shared, and nothing here has threads.
         process = multiprocessing.get_context("fork").Process(
-            target=self._work, args=(slot, theirs), name=f"worker-{slot}"
+            target=self._work, args=(slot, theirs, early), name=f"worker-{slot}"
         )
         process.start()
         theirs.close()
@@ -146,7 +161,7 @@ class _Supervisor:
             if process.exitcode is None and process.pid is not None:
                 os.kill(process.pid, number)
 
-    def _work(self, slot: int, report: Connection) -> None:
+    def _work(self, slot: int, report: Connection, early: bool) -> None:
         """In the worker: serve, or say why that cannot be."""
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # ends with the supervisor
         # The slot's counts go on where those of a worker that died in it have ended.
@@ -157,6 +172,7 @@ class _Supervisor:
                 linked(self._settings, self._directory),
                 lambda: linked(self._reread(), self._directory),
                 self._port,
+                early=early,
             )
         except BadSetting as problem:
             report.send(str(problem))

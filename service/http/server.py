@@ -40,15 +40,22 @@ POLL_S = 0.02
 
 
 class GatewayServer(uvicorn.Server):
-    """Serves one gateway until a signal. `reread`, if given, is what SIGHUP loads settings by."""
+    """Serves one gateway until a signal. `reread`, if given, is what SIGHUP loads settings by;
+    `early`: takes connections before its engines are loaded."""
 
-    def __init__(self, gateway: Gateway, reread: Callable[[], Settings] | None = None):
+    def __init__(
+        self,
+        gateway: Gateway,
+        reread: Callable[[], Settings] | None = None,
+        *,
+        early: bool = True,
+    ):
         self._gateway, self._reread = gateway, reread
         self._reload_asked = False
         settings = gateway.settings
         super().__init__(
             uvicorn.Config(
-                create_app(gateway),
+                create_app(gateway, early=early),
                 host=settings.host,
                 port=settings.port,
                 http=cast(Any, partial(Connection, gateway=gateway)),
