@@ -16,7 +16,7 @@ namespace {
 template <class T>
 __global__ void __launch_bounds__(kThreads, 1)
     attention_hopper(const __grid_constant__ Problem p, const __grid_constant__ Maps maps,
-                     float4* partials, int* counters) {
+                     Partial* partials, int* counters) {
   extern __shared__ __align__(1024) unsigned char raw[];
   Shared& shared = *reinterpret_cast<Shared*>(raw);
   if (threadIdx.x == 0) shared.init();
@@ -67,7 +67,7 @@ cudaError_t launch(const Problem& p, mtgr_dtype dtype, int blocks, void* partial
   config.stream = stream;
   config.attrs = &attribute;
   config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, kernel, p, maps, static_cast<float4*>(partials),
+  return cudaLaunchKernelEx(&config, kernel, p, maps, static_cast<Partial*>(partials),
                             static_cast<int*>(counters));
 }
 
@@ -76,7 +76,7 @@ cudaError_t launch(const Problem& p, mtgr_dtype dtype, int blocks, void* partial
 
 size_t hopper_partial_bytes(int blocks) {
   // Room for two partial tiles a block.
-  return size_t(blocks) * 2 * hopper::kTileM * hopper::kDim * sizeof(float);
+  return size_t(blocks) * 2 * hopper::kConsumers * sizeof(hopper::Partial);
 }
 
 size_t hopper_counter_bytes(int blocks) {

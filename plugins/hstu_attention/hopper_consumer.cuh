@@ -9,10 +9,20 @@
 #include "numbers.cuh"
 
 namespace mtgr::hopper {
+
+constexpr int kVectors = 64 * kDim / 128 / 8;  // of eight sums, a thread
+
+// What a consumer hands to the other parts of a tile: in registers' order, and by what to multiply
+// a thread's two rows.
+struct Partial {
+  uint4 sums[kVectors][128];
+  float2 scales[128];
+};
+
 template <class T>
 class Consumer {
  public:
-  __device__ Consumer(const Problem& p, Shared& shared, int index, float4* partials, int* counters)
+  __device__ Consumer(const Problem& p, Shared& shared, int index, Partial* partials, int* counters)
       : p_(p), shared_(shared), index_(index), partials_(partials), counters_(counters) {}
 
   __device__ void run() {
@@ -178,9 +188,9 @@ class Consumer {
 
   // Where a part of the tile leaves its partial sums. A block's first partial tile began in an
   // earlier block, its second one begins in it.
-  __device__ float4* partial(const Work& work, int part) const {
+  __device__ Partial& partial(const Work& work, int part) const {
     const int place = 2 * (work.first_part + part) + (part == 0);
-    return partials_ + (place * kConsumers + index_) * (64 * kDim / 4) + thread();
+    return partials_[place * kConsumers + index_];
   }
 
   // Exchanges partial sums with the other parts of the tile. Each owner adds those of its columns
@@ -195,12 +205,7 @@ class Consumer {
     int* counter = counters_ + work.first_part * kConsumers + index_;
     const int writers = work.parts - (work.owners == 1);
     if (owned != kAllGroups) {
-      float4* mine = partial(work, work.part);
-#pragma unroll
-      for (int j = 0; j < 32; ++j)
-        if ((owned >> j / 4 & 1) == 0)
-          __stcg(mine + j * 128,
-                 make_float4(out_[4 * j], out_[4 * j + 1], out_[4 * j + 2], out_[4 * j + 3]));
+      write(partial(work, work.part), ~owned);
       named_barrier(1 + index_, 128);
       if (thread() == 0) add_release(counter, 1);
     }
@@ -208,8 +213,8 @@ class Consumer {
     if (thread() == 0)
       while ((load_acquire(counter) & 0xffff) != writers) continue;
     named_barrier(1 + index_, 128);
-    for (int part = 0; part < work.parts; ++part)
-      if (part != work.part) add(partial(work, part), owned);
+    add_others<0>(work, owned);
+    add_others<kGroups / 2>(work, owned);
     return owned;
   }
 
@@ -231,19 +236,70 @@ class Consumer {
     return value;
   }
 
-  __device__ void add(const float4* terms, int groups) {
-    constexpr int kAhead = 16;  // loads in flight
+  // Sums cross as fp16 times a power of two of each row, which brings the largest just below 2^15:
+  // each is off by 2^-12 of itself at most (an eighth of what rounding the result to bf16 does, and
+  // a half for fp16), and half as many bytes leave and enter the multiprocessor.
+  __device__ void write(Partial& to, int groups) const {
+    float largest[2] = {}, up[2], down[2];
 #pragma unroll
-    for (int base = 0; base < 32; base += kAhead) {
-      float4 term[kAhead];
+    for (int at = 0; at < 128; ++at)
+      largest[at / 2 % 2] = fmaxf(largest[at / 2 % 2], fabsf(out_[at]));
+    for (int i = 0; i < 2; ++i) {
+      const int exponent = min(268 - (__float_as_int(largest[i]) >> 23), 253);
+      up[i] = __int_as_float(exponent << 23);
+      down[i] = __int_as_float((254 - exponent) << 23);
+    }
+    to.scales[thread()] = {down[0], down[1]};
 #pragma unroll
-      for (int j = 0; j < kAhead; ++j)
-        term[j] = groups >> (base + j) / 4 & 1 ? __ldcg(terms + (base + j) * 128) : float4{};
+    for (int j = 0; j < kVectors; ++j) {
+      if ((groups >> j / 2 & 1) == 0) continue;
+      uint32_t pairs[4];
 #pragma unroll
-      for (int j = 0; j < kAhead; ++j) {
-        float* sum = out_ + 4 * (base + j);
-        sum[0] += term[j].x, sum[1] += term[j].y, sum[2] += term[j].z, sum[3] += term[j].w;
-      }
+      for (int k = 0; k < 4; ++k)
+        pairs[k] =
+            pack2<__half>(out_[8 * j + 2 * k] * up[k % 2], out_[8 * j + 2 * k + 1] * up[k % 2]);
+      __stcg(&to.sums[j][thread()], uint4{pairs[0], pairs[1], pairs[2], pairs[3]});
+    }
+  }
+
+  // Half of a tile's groups, from kFirst on, of the sums of another part.
+  template <int kFirst>
+  struct Term {
+    uint4 sums[kVectors / 2] = {};
+    float2 scales{};
+
+    __device__ void load(const Partial& from, int thread, int groups) {
+      scales = __ldcg(&from.scales[thread]);
+#pragma unroll
+      for (int j = 0; j < kVectors / 2; ++j)
+        if (groups >> (kFirst + j / 2) & 1) sums[j] = __ldcg(&from.sums[kFirst * 2 + j][thread]);
+    }
+    __device__ void add_to(float (&out)[128]) const {
+#pragma unroll
+      for (int j = 0; j < kVectors / 2; ++j)
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          const uint32_t pair = (&sums[j].x)[k];
+          const float2 x = __half22float2(reinterpret_cast<const __half2&>(pair));
+          float* to = out + (kFirst * 2 + j) * 8 + 2 * k;
+          to[0] = fmaf(x.x, k % 2 ? scales.y : scales.x, to[0]);
+          to[1] = fmaf(x.y, k % 2 ? scales.y : scales.x, to[1]);
+        }
+    }
+  };
+
+  // Adds what the other parts left of these groups, two parts' loads in flight at a time.
+  template <int kFirst>
+  __device__ void add_others(const Work& work, int owned) {
+    if ((owned >> kFirst & (1 << kGroups / 2) - 1) == 0) return;
+#pragma unroll 1
+    for (int i = 0; i < work.parts - 1; i += 2) {
+      Term<kFirst> one, two;
+      one.load(partial(work, i + (i >= work.part)), thread(), owned);
+      if (i + 2 < work.parts)
+        two.load(partial(work, i + 1 + (i + 1 >= work.part)), thread(), owned);
+      one.add_to(out_);
+      two.add_to(out_);
     }
   }
 
@@ -288,7 +344,7 @@ class Consumer {
   const Problem& p_;
   Shared& shared_;
   const int index_;
-  float4* const partials_;
+  Partial* const partials_;
   int* const counters_;
   Ring<kSlots> ring_{};
   uint32_t query_parity_ = 0;
