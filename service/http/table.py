@@ -163,7 +163,9 @@ def checked_rows(
 
 
 def _column(column: Any, path: str, kind: str) -> Any:
-    """A column as NumPy reads it: `as_array` of a list, or the bytes in place."""
+    """A column as NumPy reads it: as it was read, the bytes in place, or `as_array` of a list."""
+    if isinstance(column, np.ndarray):
+        return column
     if not isinstance(column, BinaryColumn):
         return as_array(column, kind)
     dtype = DTYPES[column.dtype]

@@ -13,9 +13,11 @@ import re
 from typing import Annotated, Any, Literal
 
 import msgspec
+import numpy as np
 from msgspec import UNSET, Meta, Struct, UnsetType, defstruct, field
 
 from model_def.schema import Feature, FeatureSchema, NumberFeature
+from service.http.json_columns import JsonColumns
 from service.http.refusals import refuse_body
 
 BinaryType = Literal["<f2", "<f4", "<f8", "u1", "<i4", "<i8"]
@@ -151,6 +153,7 @@ class Decoders:
     def __init__(self, make: Any):
         plain = make(_list_of, list[int])
         binary = make(lambda t: _list_of(t) | BinaryColumn, list[int] | BinaryColumn)
+        self._columns = JsonColumns(plain, make(lambda t: np.ndarray, np.ndarray))
         self._decoders: dict[str, Any] = {
             "json": msgspec.json.Decoder(plain),
             "msgpack": msgspec.msgpack.Decoder(binary),
@@ -158,6 +161,8 @@ class Decoders:
 
     def decode(self, body: bytes, format: Formats) -> Any:
         """The body as structs; raises InvalidRequest."""
+        if format == "json" and (read := self._columns.read(body)) is not None:
+            return read
         try:
             return self._decoders[format].decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
