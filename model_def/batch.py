@@ -21,6 +21,9 @@ Array = NDArray[Any]
 Rows = NDArray[np.void]
 """Rows of one segment: a structured array of its `Layout.record`."""
 
+Static = Mapping[str, Array]
+"""Arrays of a user's static segment, profile and lifelong: nothing of a request is in them."""
+
 ALIGNMENT = 16
 """Bytes; each array of a batch starts at a multiple, so a device may read it in wide words."""
 
@@ -74,7 +77,7 @@ class Sample:
 
 def visible_lengths(event_ms: NDArray[np.int64], row_ms: NDArray[np.int64]) -> NDArray[np.int64]:
     """How many leading events (sorted by time) are strictly earlier than each row's time."""
-    return np.searchsorted(event_ms, row_ms, side="left")
+    return event_ms.searchsorted(row_ms)
 
 
 def realtime_window(events: Rows, snapshot_ms: int, end_ms: int, cap: int) -> Rows:
@@ -85,8 +88,8 @@ def realtime_window(events: Rows, snapshot_ms: int, end_ms: int, cap: int) -> Ro
     never evict an earlier one.
     """
     times = events["time_ms"]
-    if (times[1:] > times[:-1]).all():  # as they were stored: nothing to sort
-        first, end = np.searchsorted(times, (snapshot_ms + 1, end_ms))
+    if np.logical_and.reduce(times[1:] > times[:-1]):  # as they were stored: nothing to sort
+        first, end = times.searchsorted((snapshot_ms + 1, end_ms)).tolist()
         return events[max(first, end - cap) : end]
     kept = events[(times > snapshot_ms) & (times < end_ms)]
     order = np.lexsort((kept["event_id"], kept["time_ms"]))
@@ -107,50 +110,73 @@ def split_window(
     return [slice(low, high) for low, high in pairwise(bounds) if high > low]
 
 
-def pack(schema: FeatureSchema, sample: Sample) -> PackedBatch:
-    """Pack one user's sample; `merge` joins several. Source: paper section 4.1, Eq. 3."""
-    request_ms = sample.context["time_ms"]
-    lifelong = sample.lifelong[max(0, len(sample.lifelong) - schema.lifelong_cap) :]
+def pack_static(schema: FeatureSchema, snapshot_ms: int, profile: Rows, lifelong: Rows) -> Static:
+    """The static segment as `pack` packs it, to be kept for the user's next requests."""
+    kept = lifelong[max(0, len(lifelong) - schema.lifelong_cap) :]
+    rows = {"profile": profile, "lifelong": kept}
+    arrays: dict[str, Array] = {}
+    for spec in schema.arrays:
+        if spec.carrier and spec.rows in rows:
+            table = np.empty((len(rows[spec.rows]), spec.width), spec.dtype)
+            _carry(spec, rows[spec.rows], snapshot_ms, table)
+            arrays[spec.name] = table.reshape(-1)
+    return arrays
+
+
+def pack(schema: FeatureSchema, sample: Sample, static: Static | None = None) -> PackedBatch:
+    """Pack one user's sample; `merge` joins several. Source: paper section 4.1, Eq. 3.
+
+    `static` is `pack_static` of the sample, where there is one already.
+    """
+    snapshot_ms, request_ms = sample.snapshot_ms, sample.context["time_ms"]
+    if static is None:
+        static = pack_static(schema, snapshot_ms, sample.profile, sample.lifelong)
     realtime = realtime_window(
-        sample.realtime, sample.snapshot_ms, int(request_ms[-1]), schema.realtime_cap
+        sample.realtime, snapshot_ms, int(request_ms[-1]), schema.realtime_cap
     )
     event_ms = realtime["time_ms"]
-    rows = {
-        "profile": sample.profile,
-        "context": sample.context,
-        "lifelong": lifelong,
-        "realtime": realtime,
-        "candidate": sample.candidates,
-    }
     candidate_visible = visible_lengths(event_ms, request_ms)
     if len(request_ms) > 1:
         candidate_visible = np.repeat(candidate_visible, sample.context_candidates)
-    derived: dict[str, Any] = {
+    ready = {
+        **static,
         "rt_visible": visible_lengths(event_ms, event_ms),
         "candidate_visible": candidate_visible,
         "context_candidates": sample.context_candidates,
-        "lifelong_offsets": (0, len(lifelong)),
-        "rt_offsets": (0, len(realtime)),
-        "candidate_offsets": (0, len(sample.candidates)),
     }
+    rows = {"context": sample.context, "realtime": realtime, "candidate": sample.candidates}
+    counts = {name: len(of_segment) for name, of_segment in rows.items()}
+    counts["profile"] = len(sample.profile)
+    counts["lifelong"] = min(len(sample.lifelong), schema.lifelong_cap)
+    ends = {
+        "lifelong_offsets": counts["lifelong"],
+        "rt_offsets": counts["realtime"],
+        "candidate_offsets": counts["candidate"],
+    }
+    counts["offset"] = 2
     specs = schema.arrays
-    lengths = [2 if spec.rows == "offset" else len(rows[spec.rows]) * spec.width for spec in specs]
-    batch = _allocate(specs, lengths)
+    batch = _allocate(specs, [counts[spec.rows] * spec.width for spec in specs])
     for spec in specs:
         out = batch.arrays[spec.name]
-        if not spec.carrier:
-            out[:] = derived[spec.name]
-            continue
-        source = rows[spec.rows]
-        features = source[spec.carrier]
-        table = out.reshape(len(source), spec.width)
-        if features.shape[1] == spec.width:
-            table[:] = features
+        if spec.name in ready:
+            out[:] = ready[spec.name]
+        elif spec.carrier:
+            source = rows[spec.rows]
+            _carry(spec, source, snapshot_ms, out.reshape(len(source), spec.width))
         else:
-            table[:, :-1] = features
-            seconds = np.abs(source["time_ms"] - sample.snapshot_ms) / 1000.0
-            table[:, -1] = np.log1p(seconds)
+            out[1] = ends[spec.name]
     return batch
+
+
+def _carry(spec: ArraySpec, source: Rows, snapshot_ms: int, table: Array) -> None:
+    """Write a carrier's features of `source` into `table`, and its times where it has them."""
+    features = source[spec.carrier]
+    if features.shape[1] == spec.width:
+        table[:] = features
+        return
+    table[:, :-1] = features
+    seconds = np.abs(source["time_ms"] - snapshot_ms) / 1000.0
+    table[:, -1] = np.log1p(seconds)
 
 
 def merge(batches: Sequence[PackedBatch], schema: FeatureSchema) -> PackedBatch:

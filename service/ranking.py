@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from model_def.batch import PackedBatch, Rows, Sample
+from model_def.batch import PackedBatch, Rows, Sample, Static
 from model_def.config import ScoreFormula
 from model_def.schema import FeatureSchema
 from service.deadline import Deadline
@@ -53,6 +53,8 @@ class UserFeatures:
     profile: Rows
     lifelong: Rows
     realtime: Rows
+    static: Static | None = None
+    """Profile and lifelong sequence as they are packed, if they have been."""
     missing: Mapping[str, str] = field(default_factory=dict)
     """Reason by part (profile, lifelong, realtime) for each part that could not be had."""
 
@@ -60,7 +62,9 @@ class UserFeatures:
         """How old this is at a time."""
         stored = None if self.stored_ms is None else (time_ms - self.stored_ms) / 1e3
         events = self.realtime["time_ms"]
-        return Ages(stored, (time_ms - int(events.max())) / 1e3 if len(events) else None)
+        return Ages(
+            stored, (time_ms - int(np.maximum.reduce(events))) / 1e3 if len(events) else None
+        )
 
 
 class Features(Protocol):

@@ -10,13 +10,12 @@ from service.features.users import StoredUser
 @dataclass
 class _Entry:
     user: StoredUser
-    size: int
     read_at: float
     current: bool
 
 
 class RememberedUsers:
-    """Users by key, at most `capacity` bytes of stored values; the least recently read leave.
+    """Users by key, at most `capacity` bytes, stored and packed; the least recently read leave.
 
     A user is current until it is told that it changed, and at most for `ttl_s` seconds; then it
     is remembered still, for when Redis fails.
@@ -27,16 +26,16 @@ class RememberedUsers:
         self._users: OrderedDict[str, _Entry] = OrderedDict()
         self._current_since = 0.0
 
-    def keep(self, key: str, user: StoredUser, size: int) -> None:
-        """Remember what Redis just said, in `size` bytes; a user of no bytes is none."""
+    def keep(self, key: str, user: StoredUser) -> None:
+        """Remember what Redis just said; a user of no bytes is none."""
         if (old := self._users.pop(key, None)) is not None:
-            self._bytes -= old.size
-        if not size:
+            self._bytes -= old.user.size
+        if not user.size:
             return
-        self._users[key] = _Entry(user, size, monotonic(), current=True)
-        self._bytes += size
+        self._users[key] = _Entry(user, monotonic(), current=True)
+        self._bytes += user.size
         while self._bytes > self._capacity:
-            self._bytes -= self._users.popitem(last=False)[1].size
+            self._bytes -= self._users.popitem(last=False)[1].user.size
 
     def current(self, key: str) -> StoredUser | None:
         """A user that Redis would tell the same of."""

@@ -141,13 +141,14 @@ class FeatureStore:
             profile=stored.profile,
             lifelong=stored.lifelong,
             realtime=stored.realtime,
+            static=stored.static,
             missing=missing,
         )
 
     def _take(self, name: str, values: Values) -> StoredUser:
         """A user's stored values decoded, and remembered."""
         user = self._codec.decode(values, before=self._remembered.get(name))
-        self._remembered.keep(name, user, sum(len(value) for value in values if value))
+        self._remembered.keep(name, user)
         return user
 
     def _changed(self, changed: bytes | None) -> None:

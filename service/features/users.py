@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import is_
 
-from model_def.batch import Rows
+from model_def.batch import Rows, Static, pack_static
 from model_def.rows import empty_rows
 from model_def.schema import FeatureSchema
 from service.features.codec import LogCodec, TableCodec, Unreadable
@@ -36,15 +37,19 @@ class StoredUser:
     realtime: Rows
     missing: Mapping[str, str]
     """Reason by part."""
-    parts: Sequence[Part] = ()
+    parts: Sequence[Part]
     """All of it, as stored."""
+    static: Static
+    """Profile and lifelong sequence, packed."""
+    size: int
+    """Bytes of what is stored and of what is packed; 0 where nothing is stored."""
 
 
 class UserCodec:
     """The values of PARTS, of one schema."""
 
     def __init__(self, schema: FeatureSchema):
-        layouts, layout_hash = schema.layouts, schema.layout_hash
+        self._schema, layouts, layout_hash = schema, schema.layouts, schema.layout_hash
         self.profile = TableCodec(layouts["profile"], layout_hash)
         self.lifelong = TableCodec(layouts["lifelong"], layout_hash)
         self.realtime = LogCodec(layouts["realtime"], layout_hash)
@@ -53,21 +58,34 @@ class UserCodec:
         self.stranger = self.decode([None] * len(PARTS))
 
     def decode(self, values: Values, before: StoredUser | None = None) -> StoredUser:
-        """A user; values that are what they were `before` need not be checked again."""
-        known = {} if before is None else dict(zip(PARTS, before.parts, strict=True))
-        parts = [
-            part if (part := known.get(name)) and part.value == value else self._part(name, value)
-            for name, value in zip(PARTS, values, strict=True)
-        ]
+        """A user; values that are what they were `before` are neither checked nor packed again."""
+        if before is None:
+            parts = [self._part(name, value) for name, value in zip(PARTS, values, strict=True)]
+        else:
+            parts = [
+                part if part.value == value else self._part(name, value)
+                for name, value, part in zip(PARTS, values, before.parts, strict=True)
+            ]
+            if all(map(is_, parts, before.parts)):
+                return before
         profile, lifelong, realtime = parts
         times = [part.snapshot_ms for part in parts if part.snapshot_ms is not None]
+        stored_ms = max(times, default=None)
+        if before is not None and all(map(is_, parts[:2], before.parts)):
+            static = before.static
+        else:
+            # Without a snapshot there is no behaviour of which the time could matter.
+            static = pack_static(self._schema, stored_ms or 0, profile.rows, lifelong.rows)
+        size = sum(len(value) for value in values if value)
         return StoredUser(
-            stored_ms=max(times, default=None),
+            stored_ms=stored_ms,
             profile=profile.rows,
             lifelong=lifelong.rows,
             realtime=realtime.rows,
             missing={n: part.reason for n, part in zip(PARTS, parts, strict=True) if part.reason},
             parts=parts,
+            static=static,
+            size=size and size + sum(array.nbytes for array in static.values()),
         )
 
     def _part(self, name: str, value: bytes | None) -> Part:

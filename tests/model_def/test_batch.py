@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from model_def.batch import merge, pack, realtime_window, split_window, visible_lengths
+from model_def.batch import merge, pack, pack_static, realtime_window, split_window, visible_lengths
 from model_def.config import PRESETS, PackageConfig
 from model_def.rows import InvalidFeature, checked_column, empty_rows, rows_from_columns
 from model_def.schema import CategoryFeature, FeatureSchema, IdFeature, NumberFeature
@@ -99,6 +99,16 @@ def test_caps_keep_the_newest() -> None:
     long = sample(2, lifelong=40)
     short = replace(long, lifelong=long.lifelong[-SCHEMA.lifelong_cap :])
     assert pack(SCHEMA, long).buffer.tobytes() == pack(SCHEMA, short).buffer.tobytes()
+
+
+@given(st.integers(0, 9), st.integers(0, 40))
+def test_a_static_segment_packed_before_is_the_same(seed: int, lifelong: int) -> None:
+    """Kept from an earlier request of the user, it makes the same bytes."""
+    of_user = sample(seed, lifelong=lifelong)
+    static = pack_static(SCHEMA, of_user.snapshot_ms, of_user.profile, of_user.lifelong)
+    kept = pack(SCHEMA, replace(of_user, context=sample(seed + 1).context), static)
+    fresh = pack(SCHEMA, replace(of_user, context=sample(seed + 1).context))
+    assert kept.buffer.tobytes() == fresh.buffer.tobytes()
 
 
 def test_user_and_context_cross_once_whatever_the_candidates() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from redis import Redis
 
+from model_def.batch import pack_static
 from model_def.rows import empty_rows
 from service.deadline import Deadline
 from service.errors import DependencyFailed
@@ -85,7 +86,8 @@ def test_what_is_kept_is_asked_for_again_after_the_connection_broke(
 
 def user(size: int) -> StoredUser:
     rows = {part: empty_rows(SCHEMA.layouts[part], 1) for part in ("profile", "lifelong")}
-    return StoredUser(size, rows["profile"], rows["lifelong"], rows["lifelong"], {})
+    lifelong = rows["lifelong"]
+    return StoredUser(size, rows["profile"], lifelong, lifelong, {}, parts=(), static={}, size=size)
 
 
 def test_users_are_bounded_in_bytes_and_age(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,21 +95,21 @@ def test_users_are_bounded_in_bytes_and_age(monkeypatch: pytest.MonkeyPatch) -> 
     now = [1.0]
     monkeypatch.setattr("service.features.remembered.monotonic", lambda: now[0])
     users = RememberedUsers(capacity=100, ttl_s=10.0)
-    a, b, c = user(40), user(41), user(42)
-    users.keep("a", a, 40)
-    users.keep("b", b, 40)
+    a, b, c = user(40), user(40), user(40)
+    users.keep("a", a)
+    users.keep("b", b)
     assert users.current("a") is a
-    users.keep("c", c, 40)
+    users.keep("c", c)
     assert (users.get("a"), users.get("b"), users.get("c")) == (a, None, c)
     users.changed("a")
     assert (users.current("a"), users.get("a")) == (None, a)
     now[0] = 11.0
     assert (users.current("c"), users.get("c")) == (None, c)
-    users.keep("c", c, 40)
+    users.keep("c", c)
     now[0] = 12.0
     users.any_changed()
     assert (users.current("c"), users.get("c")) == (None, c)
-    users.keep("d", user(1), 101)
+    users.keep("d", user(101))
     assert users.get("d") is None
 
 
@@ -123,6 +125,28 @@ def test_only_what_has_changed_is_decoded_again() -> None:
     assert [a is b for a, b in zip(after.parts, before.parts, strict=True)] == [True, False, True]
     assert before.missing == {"realtime": "truncated"}
     assert after.missing == {"lifelong": "corrupt", "realtime": "truncated"}
+    assert codec.decode([profile_value, lifelong_value, b"torn"], before) is before
+
+
+def test_only_what_has_changed_is_packed_again() -> None:
+    """A new event leaves the packed static segment as it is; a new snapshot packs it anew."""
+    codec, rows = UserCodec(SCHEMA), empty_rows(SCHEMA.layouts["lifelong"], 3)
+    rows["time_ms"] = NOW_MS - 1000 * np.arange(3, 0, -1)
+    profile_rows = empty_rows(SCHEMA.layouts["profile"], 1)
+    values = [codec.profile.encode(NOW_MS, profile_rows), codec.lifelong.encode(NOW_MS, rows), None]
+    before = codec.decode(values)
+    after = codec.decode([*values[:2], codec.realtime.header], before)
+    assert after is not before
+    assert after.static is before.static
+    later = codec.decode([values[0], codec.lifelong.encode(NOW_MS + 1, rows), None], before)
+    expected = pack_static(SCHEMA, NOW_MS + 1, profile_rows, rows)
+    assert {n: a.tobytes() for n, a in later.static.items()} == {
+        n: a.tobytes() for n, a in expected.items()
+    }
+    assert before.static["lifelong_numbers"].tobytes() != expected["lifelong_numbers"].tobytes()
+    assert before.size == len(values[0]) + len(values[1]) + sum(
+        array.nbytes for array in before.static.values()
+    )
 
 
 def test_reads_share_a_connection_and_fail_alone() -> None:
