@@ -112,10 +112,11 @@ def best(scores: Floats, top_k: int) -> NDArray[np.int64]:
     """Positions of the top_k scores, best first; equals keep their input order, NaN comes last."""
     keys = -scores  # NaN is sorted behind every number
     if top_k < len(keys):
-        last = np.partition(keys, top_k - 1)[top_k - 1]
-        kept: NDArray[np.int64] = (~(keys > last)).nonzero()[0]  # NaN too: it is not above
-        return kept[np.argsort(keys[kept], kind="stable")][:top_k]
-    return np.argsort(keys, kind="stable")
+        parted = keys.copy()
+        parted.partition(top_k - 1)
+        kept: NDArray[np.int64] = (~(keys > parted[top_k - 1])).nonzero()[0]  # NaN too: not above
+        return kept[keys[kept].argsort(kind="stable")][:top_k]
+    return keys.argsort(kind="stable")
 
 
 def degradation(missing: Mapping[str, str]) -> str | None:

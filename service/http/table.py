@@ -1,17 +1,16 @@
 """A table of a body, rows or columns alike, as checked columns and packed rows."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, get_args
 
 import numpy as np
-from msgspec import UNSET
+from msgspec import UNSET, Struct
 from msgspec.structs import asdict, astuple
 from numpy.typing import NDArray
 
 from model_def.batch import Rows
-from model_def.rows import InvalidFeature, checked_column, rows_from_columns
+from model_def.rows import InvalidFeature, checked_column, plain_row, rows_from_columns
 from model_def.schema import IdFeature, Layout
 from service.errors import InvalidRequest
 from service.http.arrays import as_array, number_kinds, rows_as_columns
@@ -22,8 +21,7 @@ from service.ranking import Floats
 DTYPES = {name: np.dtype(name) for name in get_args(BinaryType)}
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(Struct, frozen=True):
     """A table of a body, whichever way it came: columns by name, and paths into the body."""
 
     count: int
@@ -40,15 +38,16 @@ class Table:
         if isinstance(wire, list):
             check_range(len(wire), root, low, high, "rows")
             return cls._of_rows(wire, root)
-        length = len(_column(getattr(wire, counted), f"{root}.{counted}", "q"))
+        length = len(_column(getattr(wire, counted), root, counted, "q"))
         check_range(length, f"{root}.{counted}", low, high, "values")
         stamps = {
-            name: _column(getattr(wire, name), f"{root}.{name}", kind)
+            name: _column(getattr(wire, name), root, name, kind)
             for name, kind in number_kinds(wire.__class__).items()
             if name != "features" and getattr(wire, name) is not UNSET
         }
+        of_features = f"{root}.features"
         features = {
-            name: _column(column, f"{root}.features.{name}", kind)
+            name: _column(column, of_features, name, kind)
             for (name, kind), column in zip(
                 number_kinds(wire.features.__class__).items(), astuple(wire.features), strict=True
             )
@@ -96,8 +95,9 @@ class Table:
     def item_ids(self) -> NDArray[np.int64]:
         """Ids of the candidates, each once."""
         ids = self.stamp("item_id")
-        ascending = np.sort(ids)
-        if (ascending[1:] == ascending[:-1]).any():
+        ascending = ids.copy()
+        ascending.sort()
+        if np.logical_or.reduce(ascending[1:] == ascending[:-1]):
             order = np.argsort(ids, kind="stable")
             again = np.flatnonzero(ids[order[1:]] == ids[order[:-1]])
             first, second = int(order[again[0]]), int(order[again[0] + 1])
@@ -143,7 +143,11 @@ class Table:
 
 def single_row(layout: Layout, values: Any, root: str, time_ms: int | None = None) -> Rows:
     """One row of a one-row segment (profile, context)."""
-    columns = {name: [value] for name, value in asdict(values).items()}
+    given = asdict(values)
+    row = plain_row(layout, given, () if time_ms is None else (time_ms,))
+    if row is not None:
+        return row
+    columns = {name: [value] for name, value in given.items()}
     stamps = None if time_ms is None else {"time_ms": [time_ms]}
     return checked_rows(layout, columns, 1, stamps, lambda name, row: f"{root}.{name}")
 
@@ -162,7 +166,7 @@ def checked_rows(
         raise refused_value(invalid, columns.get(invalid.feature, ()), path) from None
 
 
-def _column(column: Any, path: str, kind: str) -> Any:
+def _column(column: Any, root: str, name: str, kind: str) -> Any:
     """A column as NumPy reads it: as it was read, the bytes in place, or `as_array` of a list."""
     if isinstance(column, np.ndarray):
         return column
@@ -174,7 +178,7 @@ def _column(column: Any, path: str, kind: str) -> Any:
     except ValueError:
         raise InvalidRequest(
             f"got {len(column.data)} bytes",
-            path=f"{path}.data",
+            path=f"{root}.{name}.data",
             expected=f"a multiple of {dtype.itemsize} bytes, for {column.dtype}",
         ) from None
     return values.astype(np.float32) if dtype.itemsize == 2 else values

@@ -53,3 +53,27 @@ def test_all_at_once_decides_as_one_by_one(columns: dict[str, Any], whole: bool)
         assert at_once == outcome()
     finally:
         rows._checked_together = together
+
+
+ODD = (None, True, "1", [1], *EDGES, *NUMBERS)
+
+
+@given(
+    st.dictionaries(st.sampled_from(sorted(LAYOUT.names)), st.sampled_from(ODD)),
+    st.booleans(),
+    st.integers(0, 1 << 62),
+)
+def test_a_plain_row_is_the_row_of_its_columns(
+    odd: dict[str, Any], wide: bool, time_ms: int
+) -> None:
+    """Whatever is taken as plain gives the same bytes as a row of columns; the rest is left."""
+    layout = Layout(LAYOUT.features, wide=wide, stamps=("time_ms",))
+    good = {"item": 7, "small": 3, "large": 255, "half": 0.1, "single": -0.0}
+    assert rows.plain_row(layout, good, (time_ms,)) is not None
+    values = good | odd
+    with np.errstate(all="ignore"):
+        row = rows.plain_row(layout, values, (time_ms,))
+        if row is not None:
+            columns = {name: [value] for name, value in values.items()}
+            expected = rows_from_columns(layout, columns, 1, {"time_ms": [time_ms]})
+            assert row.tobytes() == expected.tobytes()
