@@ -77,15 +77,17 @@ class Admission:
         """
         return Turn(self, caller, deadline)
 
-    async def enter(self, caller: str, deadline: Deadline) -> bool:
-        """Begin a turn; whether it had to be waited for."""
+    def enter(self, deadline: Deadline) -> bool:
+        """Begin a turn at once; whether that may be."""
+        if not (self.free and deadline.left()):
+            return False
+        self.in_flight += 1
+        return True
+
+    async def wait(self, caller: str, deadline: Deadline) -> None:
+        """Begin a turn once it comes."""
         self.check(caller, deadline)
-        waited = not self.free
-        if waited:
-            await self._wait(caller, deadline)
-        else:
-            self.in_flight += 1
-        return waited
+        await self._wait(caller, deadline)
 
     def leave(self, beside: int, start: float) -> None:
         """End a turn that began at `start`, with `beside` at work."""
@@ -177,7 +179,9 @@ class Turn:
         self._admission, self._caller, self._deadline = admission, caller, deadline
 
     async def __aenter__(self) -> bool:
-        waited = await self._admission.enter(self._caller, self._deadline)
+        waited = not self._admission.enter(self._deadline)
+        if waited:
+            await self._admission.wait(self._caller, self._deadline)
         self._beside, self._start = self._admission.in_flight, monotonic()
         return waited
 

@@ -3,10 +3,11 @@ backends. Knows nothing of HTTP, Redis or any engine.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from model_def.batch import PackedBatch, Rows, Sample, Static
@@ -17,8 +18,7 @@ from service.deadline import Deadline
 Floats = NDArray[np.floating]
 
 
-@dataclass(frozen=True)
-class RankRequest:
+class RankRequest(Struct, frozen=True):
     """A request that has passed every check: K candidates for one user at one time."""
 
     request_id: str
@@ -32,7 +32,7 @@ class RankRequest:
     """[1] of the `context` layout, carrying the request's time."""
     recall_scores: Floats | None = None
     """[K], NaN where the caller gave none."""
-    absent: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
+    absent: Mapping[str, NDArray[np.bool_]] = {}
     """Item features that the caller left out: for each, the rows [K] without it."""
 
 
@@ -43,8 +43,7 @@ class Ages(NamedTuple):
     event: float | None
 
 
-@dataclass(frozen=True)
-class UserFeatures:
+class UserFeatures(Struct, frozen=True):
     """What the store knows of a user; an unknown user has defaults and empty sequences."""
 
     stored_ms: int | None
@@ -55,7 +54,7 @@ class UserFeatures:
     realtime: Rows
     static: Static | None = None
     """Profile and lifelong sequence as they are packed, if they have been."""
-    missing: Mapping[str, str] = field(default_factory=dict)
+    missing: Mapping[str, str] = {}
     """Reason by part (profile, lifelong, realtime) for each part that could not be had."""
 
     def ages_s(self, time_ms: int) -> "Ages":
@@ -125,8 +124,7 @@ class Freshness(Protocol):
     def then(self) -> Literal["mark", "refuse"]: ...
 
 
-@dataclass(frozen=True)
-class Model:
+class Model(Struct, frozen=True):
     """How one scene is ranked: which backend over which schema, and what to do without it."""
 
     version: str
@@ -137,8 +135,7 @@ class Model:
     freshness: Freshness
 
 
-@dataclass(frozen=True)
-class Ranking:
+class Ranking(Struct, frozen=True):
     """What an answer was made of, all candidates in the request's order: the request log's."""
 
     sample: Sample
@@ -150,8 +147,7 @@ class Ranking:
     """Positions of the answered candidates, best first."""
 
 
-@dataclass(frozen=True)
-class RankedItems:
+class RankedItems(Struct, frozen=True):
     """The answer, best first: at most top_k items."""
 
     item_ids: NDArray[np.int64]

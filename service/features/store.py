@@ -104,6 +104,7 @@ class FeatureStore:
         self.reader = Reader(redis.connection_pool, self._changed)
         layouts = schema.layouts
         self._codec = UserCodec(schema)
+        self._prefixes = [_key(schema, part, "").removesuffix("}") for part in PARTS.values()]
         self._item = ItemCodec(layouts["item"], schema.layout_hash)
         self._cache = ItemCache(settings.item_cache_items, settings.item_cache_ttl_s)
         self._append = redis.register_script(
@@ -122,7 +123,7 @@ class FeatureStore:
         stored = self._remembered.current(name)
         missing: Mapping[str, str] = {} if stored is None else stored.missing
         if stored is None:
-            keys = [_key(self._schema, part, name) for part in PARTS.values()]
+            keys = [f"{prefix}{name}}}" for prefix in self._prefixes]
             try:
                 stored = await self._values(keys, deadline, partial(self._take, name))
                 missing = stored.missing
@@ -278,10 +279,10 @@ class FeatureStore:
         self._breaker.check()
         return await self._do(command, deadline)
 
-    async def _do(self, command: Callable[[], Any], deadline: Deadline) -> Any:
+    async def _do(self, command: Callable[[], Awaitable[Any]], deadline: Deadline) -> Any:
         with deadline.bound("redis"):
             try:
-                return await cast(Awaitable[Any], command())
+                return await command()
             except (RedisConnectionError, RedisTimeoutError, OSError):
                 raise DependencyFailed("redis", "unavailable") from None
             except (RedisError, ValueError):

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from service.deadline import Deadline
+
 PATIENCE_HEADER = b"x-envoy-expected-rq-timeout-ms"
 """How long a caller waits, as an Envoy on its way tells."""
 
@@ -15,7 +17,8 @@ class Arrival(NamedTuple):
     caller: str
     start: float
     """When it came, on the monotonic clock, or earlier."""
-    patience_ms: int | None
+    deadline: Deadline
+    """As the head tells, or the default."""
 
 
 def told_patience_ms(headers: Mapping[bytes, bytes]) -> int | None:

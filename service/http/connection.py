@@ -146,8 +146,9 @@ class Connection(HttpToolsProtocol):
 
     async def _rank(self, cycle: RequestResponseCycle, arrival: Arrival) -> None:
         """Answer a ranking request; head and body leave in one piece."""
+        scope: Any = cycle.scope
         receive: Any = cycle.receive
-        response = await answer(self._gateway, cast(Any, cycle.scope), receive, arrival)
+        response = await answer(self._gateway, scope, receive, arrival)
         if self.flow.write_paused and not cycle.disconnected:
             await self.flow.drain()
         if not cycle.disconnected:

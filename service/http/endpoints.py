@@ -26,14 +26,15 @@ async def rank_candidates(gateway: Gateway, request: Request, arrival: Arrival) 
     state = request.scope["state"]
     state["stages"] = stages = Stages()
     explaining = wants_explanation(request)
-    headers, caller, start, told_ms = arrival
+    headers, caller, start, deadline = arrival
     format = body_format(headers)
     body = await read_body(headers, request.receive, gateway.settings.max_body_bytes)
     stages.mark("read")
 
     if not gateway.admission.free:  # who waits is called by slack, so the body is read for it
-        told_ms = peek_deadline_ms(body, format) or told_ms
-    async with gateway.admission.turn(caller, gateway.deadline(start, told_ms)) as waited:
+        told_ms = peek_deadline_ms(body, format)
+        deadline = gateway.deadline(start, told_ms) if told_ms else deadline
+    async with gateway.admission.turn(caller, deadline) as waited:
         if waited and await request.is_disconnected():
             raise ClientDisconnect
         stages.mark("queue")
@@ -64,7 +65,7 @@ async def rank_candidates(gateway: Gateway, request: Request, arrival: Arrival) 
 
         response = reply(answer, answer_format(headers, format))
         stages.mark("encode")
-    response.headers["server-timing"] = stages.server_timing()
+    response.raw_headers.append((b"server-timing", stages.server_timing().encode()))
     late = not Deadline.after(patience_ms / 1e3, start).left()
     gateway.tally.answered(scene, ranked, len(checked.item_ids), stages, late)
     gateway.record(scene, model, checked, ranked, stages)

@@ -122,9 +122,9 @@ class Gateway:
         headers = dict(scope["headers"])
         caller = self._identify(headers, scope)
         self.require_loaded()
-        patience_ms = told_patience_ms(headers)
-        self.admission.check(caller, self.deadline(start, patience_ms))
-        return Arrival(headers, caller, start, patience_ms)
+        deadline = self.deadline(start, told_patience_ms(headers))
+        self.admission.check(caller, deadline)
+        return Arrival(headers, caller, start, deadline)
 
     def _identify(self, headers: Mapping[bytes, bytes], scope: Mapping[str, Any]) -> str:
         client = scope["client"]
