@@ -48,6 +48,8 @@ class UserFeatures(Struct, frozen=True):
 
     stored_ms: int | None
     """When the profile and the lifelong sequence were written; None where there are none."""
+    event_ms: int | None
+    """The last real-time event; None where there is none."""
     snapshot_ms: int
     profile: Rows
     lifelong: Rows
@@ -59,10 +61,10 @@ class UserFeatures(Struct, frozen=True):
 
     def ages_s(self, time_ms: int) -> "Ages":
         """How old this is at a time."""
-        stored = None if self.stored_ms is None else (time_ms - self.stored_ms) / 1e3
-        events = self.realtime["time_ms"]
+        stored_ms, event_ms = self.stored_ms, self.event_ms
         return Ages(
-            stored, (time_ms - int(np.maximum.reduce(events))) / 1e3 if len(events) else None
+            None if stored_ms is None else (time_ms - stored_ms) / 1e3,
+            None if event_ms is None else (time_ms - event_ms) / 1e3,
         )
 
 

@@ -139,6 +139,7 @@ class FeatureStore:
         return UserFeatures(
             snapshot_ms=snapshot_ms,
             stored_ms=stored.stored_ms,
+            event_ms=stored.event_ms,
             profile=stored.profile,
             lifelong=stored.lifelong,
             realtime=stored.realtime,

@@ -32,6 +32,8 @@ class StoredUser:
 
     stored_ms: int | None
     """When the snapshot was taken; None without one."""
+    event_ms: int | None
+    """The last real-time event; None without one."""
     profile: Rows
     lifelong: Rows
     realtime: Rows
@@ -79,6 +81,7 @@ class UserCodec:
         size = sum(len(value) for value in values if value)
         return StoredUser(
             stored_ms=stored_ms,
+            event_ms=int(realtime.rows["time_ms"].max()) if len(realtime.rows) else None,
             profile=profile.rows,
             lifelong=lifelong.rows,
             realtime=realtime.rows,

@@ -107,13 +107,20 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """uvicorn's, but for how much of a body is read before it is asked for."""
-        if self.cycle.response_complete:
+        """uvicorn's, but for how much of a body is read before it is asked for, and that a body
+        which comes in one piece is not copied."""
+        cycle: Any = self.cycle
+        if cycle.response_complete:
             return
-        self.cycle.body += body
-        if len(self.cycle.body) > READ_AHEAD_BYTES:
+        if not cycle.body:
+            cycle.body = body
+        else:
+            if cycle.body.__class__ is bytes:
+                cycle.body = bytearray(cycle.body)
+            cycle.body += body
+        if len(cycle.body) > READ_AHEAD_BYTES:
             self.flow.pause_reading()
-        self.cycle.message_event.set()
+        cycle.message_event.set()
 
     def on_message_complete(self) -> None:
         self._begun = None

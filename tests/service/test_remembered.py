@@ -87,7 +87,9 @@ def test_what_is_kept_is_asked_for_again_after_the_connection_broke(
 def user(size: int) -> StoredUser:
     rows = {part: empty_rows(SCHEMA.layouts[part], 1) for part in ("profile", "lifelong")}
     lifelong = rows["lifelong"]
-    return StoredUser(size, rows["profile"], lifelong, lifelong, {}, parts=(), static={}, size=size)
+    return StoredUser(
+        size, None, rows["profile"], lifelong, lifelong, {}, parts=(), static={}, size=size
+    )
 
 
 def test_users_are_bounded_in_bytes_and_age(monkeypatch: pytest.MonkeyPatch) -> None:
