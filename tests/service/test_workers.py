@@ -82,7 +82,7 @@ def workers(url: str, process: "subprocess.Popen[bytes]") -> list[int]:
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     found = []
     for child in children:
-        with suppress(FileNotFoundError):  # it ended just now
+        with suppress(FileNotFoundError, ProcessLookupError):  # it ended just now
             if b"valkey" not in Path(f"/proc/{child}/cmdline").read_bytes():
                 found.append(int(child))
     return found
