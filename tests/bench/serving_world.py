@@ -31,6 +31,7 @@ from model_def.rows import rows_from_columns
 from service.features.store import FeatureStore, connect
 from service.load import load_users
 from service.settings import StoreSettings
+from tests.bench.awake import SPINNER
 from tests.conftest import ROOT
 
 USERS, ITEMS, CANDIDATES = 100, 800, 500
@@ -129,12 +130,14 @@ def watch(model: Path, file: Path, *, at_once: bool) -> None:
 
 
 @contextmanager
-def gateway(models: dict[str, object], redis_url: str, workers: int, log: Path) -> Iterator[str]:
+def gateway(
+    models: dict[str, object], redis_url: str, workers: int, log: Path, keep_warm_ms: int = 0
+) -> Iterator[str]:
     """`mtgr serve` in processes of its own, ready; its URL."""
     port = 18_000 + os.getpid() % 1000
     command = [sys.executable, "-m", "mtgr", "serve", "--models", json.dumps(models)]
     command += ["--port", str(port), "--redis-url", redis_url, "--max-in-flight", "4096"]
-    command += ["--max-candidates", str(CANDIDATES)]
+    command += ["--max-candidates", str(CANDIDATES), "--keep-warm-ms", str(keep_warm_ms)]
     command += ["--workers", str(workers)] if workers > 1 else []
     url = f"http://127.0.0.1:{port}"
     with log.open("wb") as lines:
@@ -165,6 +168,8 @@ def cpu_s() -> dict[str, float]:
         try:
             name, times = process.name(), process.cpu_times()
         except psutil.NoSuchProcess:
+            continue
+        if name == SPINNER:
             continue
         name = next((told for known, told in NAMES.items() if name.startswith(known)), name)
         spent[name] = spent.get(name, 0.0) + times.user + times.system

@@ -3,7 +3,9 @@
     python -m tests.bench.triton_call --kind cuda-graph --preset small
     python -m tests.bench.triton_call --at-once          # any machine: an engine that costs nothing
 
-Requests of 500 candidates go one after another, 20 a second and then as fast as answers come.
+Requests of 500 candidates go one after another, 20 a second and then as fast as answers come; with
+`--awake` while idle cores are kept from sleeping, with `--keep-warm-ms` N with others between them
+that are not looked at, one after each N ms.
 Every moment is on the monotonic clock, which all processes of a machine share: the client's own,
 those of Triton's trace, and those of `traced_model.py` in the model's process.
 """
@@ -14,7 +16,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from time import monotonic, monotonic_ns, process_time
 
@@ -32,6 +34,7 @@ from service.backends.triton_endpoint import Endpoint
 from service.backends.triton_request import RequestForm
 from service.breaker import Breaker
 from service.deadline import Deadline
+from tests.bench.awake import cores_awake
 from tests.bench.serving_world import BATCH, CANDIDATES, cpu_ms_each, cpu_s, make_package, watch
 from tests.triton.install import install
 from tests.triton.server import TritonServer
@@ -67,19 +70,26 @@ class Watched(RequestForm):
         return request
 
 
-async def call(address: str, form: Watched, rate: float, count: int) -> None:
-    """`count` calls, `rate` a second or, if 0, one after another; prints their CPU."""
+async def call(address: str, form: Watched, rate: float, count: int, warm_s: float) -> None:
+    """`count` calls, `rate` a second or, if 0, one after another; prints their CPU, and that of the
+    calls between them, one each `warm_s` seconds (0: none)."""
     endpoint = Endpoint(address, form.name, form.config, None, Breaker("triton", address))
     sizes = [(SCHEMA.lifelong_cap, SCHEMA.realtime_cap, CANDIDATES)]
     batch = random_batch(SCHEMA, np.random.default_rng(0), sizes)
     await endpoint.stub.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name=endpoint.name))
     for _ in range(20):
         await endpoint.score(batch, Deadline.after(PATIENCE_S))
-    endpoint.form = form
+    unwatched, endpoint.form = endpoint.form, form
     others, own, start = cpu_s(), process_time(), monotonic()
     for number in range(count):
+        due = start + number / rate if rate else 0.0
+        while warm_s and due - monotonic() > warm_s:
+            await asyncio.sleep(warm_s)
+            endpoint.form = unwatched
+            await endpoint.score(batch, Deadline.after(PATIENCE_S))
+            endpoint.form = form
         if rate:
-            await asyncio.sleep(max(0.0, start + number / rate - monotonic()))
+            await asyncio.sleep(max(0.0, due - monotonic()))
         await endpoint.score(batch, Deadline.after(PATIENCE_S))
         form.calls[str(number)]["client has it"] = monotonic_ns()
     seconds, own = monotonic() - start, process_time() - own
@@ -141,9 +151,12 @@ def main() -> int:
     parser.add_argument("--at-once", action="store_true", help="in place of the engine: none")
     parser.add_argument("--named", action="store_true", help="send the named tensors, not one")
     parser.add_argument("--seconds", type=float, default=8, help="at 20 calls a second")
+    parser.add_argument("--awake", action="store_true", help="keep idle cores from sleeping")
+    parser.add_argument("--keep-warm-ms", type=float, default=0, help="0: no calls in between")
     given = parser.parse_args()
-    home = install()
-    with tempfile.TemporaryDirectory() as name:
+    home, warm_s = install(), given.keep_warm_ms / 1e3
+    awake = cores_awake() if given.awake else nullcontext()
+    with awake, tempfile.TemporaryDirectory() as name:
         root = Path(name)
         package = make_package(root, given.preset, given.kind)
         config = open_package(package).config
@@ -156,7 +169,7 @@ def main() -> int:
             watch(repository / model, work / "model", at_once=given.at_once)
             form = Watched(model, config, packed=not given.named)
             with traced(home, work, repository) as address:
-                uvloop.run(call(address, form, rate, count))
+                uvloop.run(call(address, form, rate, count, warm_s))
             merge(form.calls, work)
             show(form.calls)
     return 0
