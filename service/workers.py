@@ -17,6 +17,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 import tempfile
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
@@ -51,6 +52,8 @@ class Serve(Protocol):
 
 CANNOT_SERVE = 3
 """Exit status of a worker whose settings cannot be served."""
+
+ENDINGS = (signal.SIGTERM, signal.SIGINT)
 
 POLL_S = 0.2
 
@@ -109,12 +112,13 @@ class _Supervisor:
         self._pause_s = FIRST_PAUSE_S
 
     def run(self) -> None:
-        for ending in (signal.SIGTERM, signal.SIGINT):
+        for ending in ENDINGS:
             signal.signal(ending, self._end)
         signal.signal(signal.SIGHUP, lambda number, _: self._tell(number))
         try:
             for slot in range(self._settings.workers):
-                self._start(slot, early=slot == 0)
+                if not self._ending:
+                    self._start(slot, early=slot == 0)
             while self._processes:
                 wait([process.sentinel for process, _, _ in self._processes.values()], POLL_S)
                 for slot, (process, report, since) in list(self._processes.items()):
@@ -131,9 +135,15 @@ class _Supervisor:
         process = multiprocessing.get_context("fork").Process(
             target=self._work, args=(slot, theirs, early), name=f"worker-{slot}"
         )
-        process.start()
+        # A signal that came meanwhile would be lost on a worker that nobody tells yet, and that has
+        # the supervisor's handlers still.
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDINGS)
+        try:
+            process.start()
+            self._processes[slot] = process, ours, monotonic()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDINGS)
         theirs.close()
-        self._processes[slot] = process, ours, monotonic()
 
     def _ended(self, slot: int, process: BaseProcess, report: Connection, since: float) -> None:
         del self._processes[slot]
@@ -163,6 +173,9 @@ class _Supervisor:
 
     def _work(self, slot: int, report: Connection, early: bool) -> None:
         """In the worker: serve, or say why that cannot be."""
+        for ending in ENDINGS:
+            signal.signal(ending, lambda *_: sys.exit(0))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDINGS)
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # ends with the supervisor
         # The slot's counts go on where those of a worker that died in it have ended.
         values.ValueClass = values.MultiProcessValue(lambda: slot)  # type: ignore[no-untyped-call]  # the library's
