@@ -38,6 +38,11 @@ SAMPLE_TICKS = 10
 
 POLL_S = 0.02
 
+LISTENERS = 16
+"""On a socket that is no other worker's: libuv accepts one connection of each in a round of the
+event loop, and when rounds are long, as under overload, many new callers at once would wait for as
+many rounds. Of several workers each has one, so that whoever is free takes a connection."""
+
 
 class GatewayServer(uvicorn.Server):
     """Serves one gateway until a signal. `reread`, if given, is what SIGHUP loads settings by;
@@ -97,6 +102,17 @@ class GatewayServer(uvicorn.Server):
         self._gateway.metrics.reloads.labels("taken").inc()
         log.info("settings read again: %s", ", ".join(changed) or "nothing has changed")
 
+    async def startup(self, sockets: list[socket] | None = None) -> None:
+        await super().startup(sockets)
+        if sockets is not None:
+            return
+        loop, backlog = asyncio.get_running_loop(), self.config.backlog
+        for first in [s for server in self.servers for s in server.sockets]:
+            for _ in range(LISTENERS - 1):
+                again = socket(fileno=os.dup(first.fileno()))
+                more = await loop.create_server(self._protocol, sock=again, backlog=backlog)
+                self.servers.append(more)
+
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
         self._gateway.draining = True
         grace_s = self._gateway.settings.drain_s
@@ -122,13 +138,6 @@ class GatewayServer(uvicorn.Server):
     async def _stop_listening(self, sockets: list[socket] | None) -> None:
         """Close the listeners, once what they have queued is taken: closing would reset it."""
         loop = asyncio.get_running_loop()
-        accept = partial(
-            cast(Any, self.config.http_protocol_class),
-            config=self.config,
-            server_state=self.server_state,
-            app_state=self.lifespan.state,
-            _loop=loop,
-        )
         for server in self.servers:
             listeners = [socket(fileno=os.dup(s.fileno())) for s in server.sockets]
             server.close()
@@ -137,9 +146,17 @@ class GatewayServer(uvicorn.Server):
                     listener.setblocking(False)
                     while True:
                         queued, _ = listener.accept()
-                        await loop.connect_accepted_socket(accept, queued)
+                        await loop.connect_accepted_socket(self._protocol, queued)
         for given in sockets or []:
             given.close()
+
+    def _protocol(self) -> asyncio.Protocol:
+        connection: Any = self.config.http_protocol_class
+        state = self.server_state
+        protocol: asyncio.Protocol = connection(
+            config=self.config, server_state=state, app_state=self.lifespan.state
+        )
+        return protocol
 
     async def _until_gone(self, until: float) -> bool:
         """Whether every connection and task has ended by `until`."""
