@@ -2,7 +2,7 @@
 
 import ctypes
 
-ABI_VERSION = 4
+ABI_VERSION = 3
 
 INT, LONG, FLOAT, POINTER = ctypes.c_int32, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 
@@ -24,8 +24,6 @@ class AttentionArgs(ctypes.Structure):
         *((name, Rows) for name in ("q", "static_k", "static_v", "recent_k", "recent_v")),
         *((name, POINTER) for name in ("out", "static_offsets", "rt_offsets")),
         *((name, POINTER) for name in ("candidate_offsets", "rt_visible", "candidate_visible")),
-        ("gate", Rows),
-        ("statistics", POINTER),
     ]
 
 

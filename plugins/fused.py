@@ -1,8 +1,8 @@
-"""Launches that no operator has, for a model whose kernels are planned once: fused products, gated
-attention, tokens and task scores.
+"""Launches that no operator has, for a model whose kernels are planned once: fused products,
+tokens and task scores.
 
 Like the operators of `loader.py` they enqueue on the current stream, take CUDA tensors, and raise
-ValueError naming the argument that does not fit. Products need a GPU of compute capability 9.0.
+ValueError naming the argument that does not fit. They need a GPU of compute capability 9.0.
 """
 
 import ctypes
@@ -14,8 +14,6 @@ from torch import Tensor
 
 from plugins import abi
 from plugins.loader import DTYPES, Library
-
-STATISTICS_COLUMNS = 32
 
 SOURCE_DTYPES = {
     torch.int64: 0,
@@ -87,65 +85,6 @@ def products(library: Library, *problems: Product, silu: bool = False) -> None:
     x, residual = problems[0].x, problems[0].residual is not None
     dtype, epilogue = abi.INT(DTYPES.get(x.dtype, -1)), abi.INT(1 if silu else 2 * residual)
     library.launch("mtgr_linear", x, dtype, epilogue, args, abi.INT(len(problems)))
-
-
-def gated_attention(
-    library: Library,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    static_offsets: Tensor,
-    rt_offsets: Tensor,
-    candidate_offsets: Tensor,
-    rt_visible: Tensor,
-    candidate_visible: Tensor,
-    alpha: float,
-    inv_n: float,
-    first_query_segment: int,
-    gate: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """The operator `hstu_attention` times a gate [T_q, H, D], rounded once, and its statistics.
-
-    Other arguments are the operator's. Returns the product [T_q, H, D] and float32
-    [T_q, H * D / 32, 2]: of each 32 columns of a row of it, as rounded, the mean and the sum of
-    squared deviations from it. Padding rows of both are zero.
-    """
-    recent = len(rt_visible), len(candidate_visible)
-    rows = (len(k) - sum(recent), *recent)
-    batch = static_offsets.shape
-    expected = {
-        "q": (q, (sum(rows[first_query_segment:]), *q.shape[1:]), q.dtype),
-        "k": (k, (*k.shape[:2], q.shape[2]), q.dtype),
-        "v": (v, k.shape, q.dtype),
-        "static_offsets": (static_offsets, batch, torch.int32),
-        "rt_offsets": (rt_offsets, batch, torch.int32),
-        "candidate_offsets": (candidate_offsets, batch, torch.int32),
-        "rt_visible": (rt_visible, (rows[1],), torch.int32),
-        "candidate_visible": (candidate_visible, (rows[2],), torch.int32),
-        "gate": (gate, q.shape, q.dtype),
-    }
-    for name, (tensor, shape, dtype) in expected.items():
-        if tensor.shape != shape or tensor.dtype != dtype or tensor.stride(-1) != 1:
-            got = f"{tensor.dtype} {list(tensor.shape)}"
-            raise ValueError(f"{name}: expected {dtype} {list(shape)}, contiguous; got {got}")
-    groups = q.shape[1] * q.shape[2] // STATISTICS_COLUMNS
-    statistics = q.new_empty(len(q), groups, 2, dtype=torch.float32)
-    out = library.hstu_attention(
-        q,
-        k,
-        v,
-        static_offsets,
-        rt_offsets,
-        candidate_offsets,
-        rt_visible,
-        candidate_visible,
-        alpha,
-        inv_n,
-        first_query_segment,
-        gate,
-        statistics,
-    )
-    return out, statistics
 
 
 def on_device(structs: Sequence[ctypes.Structure], device: torch.device) -> Tensor:

@@ -92,11 +92,8 @@ class Library:
         alpha: float,
         inv_n: float,
         first_query_segment: int = 0,
-        gate: Tensor | None = None,
-        statistics: Tensor | None = None,
     ) -> Tensor:
-        """See the operator: [T_q, H, D] x [T, H_kv, D] -> [T_q, H, D], fp16 or bf16. With a gate,
-        which no operator has, see `fused.gated_attention`."""
+        """See the operator: [T_q, H, D] x [T, H_kv, D] -> [T_q, H, D], fp16 or bf16."""
         rt_rows, candidate_rows = len(rt_visible), len(candidate_visible)
         static_rows = len(k) - rt_rows - candidate_rows
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
@@ -123,8 +120,6 @@ class Library:
             candidate_offsets.data_ptr(),
             rt_visible.data_ptr(),
             candidate_visible.data_ptr(),
-            Rows() if gate is None else _rows(gate),
-            None if statistics is None else statistics.data_ptr(),
         )
         with torch.cuda.device(q.device):
             memory = AttentionMemory()

@@ -66,9 +66,6 @@ __global__ void reference(mtgr_attention_args a, double* out) {
   int b = 0;
   while (b < a.batch && row >= offsets[segment][b + 1]) ++b;
   __syncthreads();
-  const T* gate = static_cast<const T*>(a.gate.data) + blockIdx.x * a.gate.row_stride +
-                  blockIdx.y * a.gate.head_stride;
-  const bool gated = a.gate.data != nullptr && b < a.batch;
   if (b < a.batch) {
     const int visible = segment == 0   ? 0
                         : segment == 1 ? a.rt_visible[row]
@@ -93,8 +90,7 @@ __global__ void reference(mtgr_attention_args a, double* out) {
     if (segment > 0) add(a.recent_k, a.recent_v, (segment == 2 ? a.rt_rows : 0) + row);
   }
   for (int c = threadIdx.x; c < a.head_dim; c += 32)
-    out[(size_t(blockIdx.x) * a.heads + blockIdx.y) * a.head_dim + c] =
-        sum[c] * a.inv_n * (gated ? double(mtgr::to_float(gate[c])) : 1);
+    out[(size_t(blockIdx.x) * a.heads + blockIdx.y) * a.head_dim + c] = sum[c] * a.inv_n;
 }
 
 }  // namespace
@@ -108,7 +104,6 @@ AttentionCase::AttentionCase(const AttentionShape& shape, uint64_t seed)
       out_(size_t((shape.first_query_segment < 1 ? rows(0) : 0) +
                   (shape.first_query_segment < 2 ? rows(1) : 0) + rows(2)) *
            row_elements()),
-      statistics_(shape.gated ? out_.count() / 32 * 2 : 0),
       static_offsets_(offsets_[0]),
       rt_offsets_(offsets_[1]),
       candidate_offsets_(offsets_[2]),
@@ -152,9 +147,7 @@ mtgr_attention_args AttentionCase::args() const {
           rt_offsets_.data(),
           candidate_offsets_.data(),
           rt_visible_.data(),
-          candidate_visible_.data(),
-          shape_.gated ? column(0, skipped) : mtgr_rows{},
-          shape_.gated ? statistics_.data() : nullptr};
+          candidate_visible_.data()};
 }
 
 mtgr_attention_memory AttentionCase::memory() const {
@@ -176,7 +169,6 @@ void AttentionCase::launch(cudaStream_t stream) const {
 
 void AttentionCase::run() {
   out_.fill_bytes(0xff);
-  statistics_.fill_bytes(0xff);
   launch(nullptr);
   CHECK_CUDA(cudaDeviceSynchronize());
 }
@@ -197,36 +189,16 @@ double AttentionCase::error() const {
   const auto requests = query_requests();
   double difference = 0, norm = 0;
   for (size_t i = 0; i < want.size(); ++i) {
-    const double x = value(got[i]);
+    const double value = shape_.dtype == MTGR_FLOAT16
+                             ? __half2float(__ushort_as_half(got[i]))
+                             : __bfloat162float(__ushort_as_bfloat16(got[i]));
     const bool padding = requests[i / row_elements()] < 0;
-    if (!std::isfinite(x) || (padding && x != 0)) return std::numeric_limits<double>::infinity();
-    difference += (x - want[i]) * (x - want[i]);
+    if (!std::isfinite(value) || (padding && value != 0))
+      return std::numeric_limits<double>::infinity();
+    difference += (value - want[i]) * (value - want[i]);
     norm += want[i] * want[i];
   }
   return norm > 0 ? std::sqrt(difference / norm) : std::sqrt(difference);
-}
-
-double AttentionCase::value(uint16_t bits) const {
-  return shape_.dtype == MTGR_FLOAT16 ? __half2float(__ushort_as_half(bits))
-                                      : __bfloat162float(__ushort_as_bfloat16(bits));
-}
-
-bool AttentionCase::statistics_agree() const {
-  const auto out = output();
-  const auto got = statistics();
-  for (size_t group = 0; group < got.size() / 2; ++group) {
-    double sum = 0, power = 0, squares = 0;
-    for (int c = 0; c < 32; ++c) {
-      const double x = value(out[group * 32 + c]);
-      sum += x, power += x * x;
-    }
-    for (int c = 0; c < 32; ++c) squares += std::pow(value(out[group * 32 + c]) - sum / 32, 2);
-    // Written so that NaN fails; a group of zeros has statistics of exactly zero.
-    if (!(std::abs(got[group * 2] - sum / 32) <= 2e-6 * std::sqrt(power)) ||
-        !(std::abs(got[group * 2 + 1] - squares) <= 1e-5 * power))
-      return false;
-  }
-  return true;
 }
 
 void AttentionCase::poison(int request) {

@@ -15,7 +15,6 @@ struct AttentionShape {
   std::vector<int> lengths[3];  // static, real-time, candidate rows of each request
   int padding[3] = {0, 0, 0};   // rows after the last request of each segment
   bool uniform = true;          // every candidate sees all real-time rows
-  bool gated = false;
 };
 
 class AttentionCase {
@@ -28,18 +27,13 @@ class AttentionCase {
   // zero or a value not finite.
   double error() const;
 
-  // Whether the statistics are those of the rows of `out`, up to rounding in fp32.
-  bool statistics_agree() const;
-
   // Runs once on poisoned output.
   void run();
 
-  // Overwrites the rows of one request (or, with -1, the padding rows) of q, k, v and gate with
-  // NaN.
+  // Overwrites the rows of one request (or, with -1, the padding rows) of q, k and v with NaN.
   void poison(int request);
 
   std::vector<uint16_t> output() const { return out_.host(); }
-  std::vector<float> statistics() const { return statistics_.host(); }  // empty without a gate
   // Marks, for each query row, the request it belongs to; -1 for padding.
   std::vector<int> query_requests() const;
   double useful_flops() const;
@@ -49,12 +43,10 @@ class AttentionCase {
   mtgr_attention_args args() const;
   mtgr_attention_memory memory() const;
   int rows(int segment) const;
-  double value(uint16_t bits) const;
 
   AttentionShape shape_;
   std::vector<int> offsets_[3], visible_[2];
   DeviceArray<uint16_t> uvqk_, out_;
-  DeviceArray<float> statistics_;
   DeviceArray<int32_t> static_offsets_, rt_offsets_, candidate_offsets_, rt_visible_,
       candidate_visible_;
   DeviceArray<uint8_t> partials_, counters_;

@@ -43,33 +43,6 @@ __device__ __forceinline__ uint32_t pack2<__nv_bfloat16>(float low, float high) 
   return out;
 }
 
-// The two 16-bit numbers of one register, the low half first.
-template <class T>
-__device__ __forceinline__ float2 unpack2(uint32_t x);
-template <>
-__device__ __forceinline__ float2 unpack2<__half>(uint32_t x) {
-  return __half22float2(reinterpret_cast<const __half2&>(x));
-}
-template <>
-__device__ __forceinline__ float2 unpack2<__nv_bfloat16>(uint32_t x) {
-  return {__uint_as_float(x << 16), __uint_as_float(x & 0xffff0000u)};
-}
-template <class T>
-__device__ __forceinline__ void unpack8(float (&to)[8], const uint4& from) {
-  const uint32_t words[4] = {from.x, from.y, from.z, from.w};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const float2 pair = unpack2<T>(words[i]);
-    to[i * 2] = pair.x, to[i * 2 + 1] = pair.y;
-  }
-}
-
-// The sum over each four neighbouring lanes; all of them get it.
-__device__ __forceinline__ float sum_of_four(float x) {
-  x += __shfl_xor_sync(~0u, x, 1);
-  return x + __shfl_xor_sync(~0u, x, 2);
-}
-
 // silu(2h) = 2h * sigmoid(2h) = h + h * tanh(h): one multiply, one MUFU, one fma.
 __device__ __forceinline__ float silu_of_twice(float h) {
   float t;

@@ -44,13 +44,7 @@ int check(const mtgr_attention_args& a) {
   if (int status = check_view("static_k", a.static_k, a.static_rows)) return status;
   if (int status = check_view("static_v", a.static_v, a.static_rows)) return status;
   if (int status = check_view("recent_k", a.recent_k, recent)) return status;
-  if (int status = check_view("recent_v", a.recent_v, recent)) return status;
-  if (queries > 0 && (a.gate.data == nullptr) != (a.statistics == nullptr))
-    return invalid("gate, statistics: expected both or neither");
-  if (a.gate.data == nullptr) return MTGR_OK;
-  if (!aligned16(a.statistics, 1, 0))
-    return invalid("statistics: expected a pointer that is a multiple of 16 bytes");
-  return check_view("gate", a.gate, queries);
+  return check_view("recent_v", a.recent_v, recent);
 }
 
 Problem problem_of(const mtgr_attention_args& a) {
@@ -69,9 +63,7 @@ Problem problem_of(const mtgr_attention_args& a) {
           a.out,
           {a.static_offsets, a.rt_offsets, a.candidate_offsets},
           a.rt_visible,
-          a.candidate_visible,
-          a.gate,
-          a.statistics};
+          a.candidate_visible};
 }
 
 // Blocks of the Hopper kernel on the current device, 0 where the generic kernel runs.

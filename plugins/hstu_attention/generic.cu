@@ -1,6 +1,5 @@
 // Attention with mma.sync: one block computes 64 query rows of one head, 16 rows a warp, over key
 // tiles of 32 rows. Simple and right on sm_80 and newer; the Hopper kernel is the fast one.
-#include "gate.cuh"
 #include "generic.h"
 #include "mma.cuh"
 #include "numbers.cuh"
@@ -98,30 +97,6 @@ struct Block {
   }
 };
 
-// Stores row i of a thread's two times its gate, and its statistics. Warp-collective.
-template <class T, int D>
-__device__ void store_gated(const Problem& p, const float (&sums)[D / 8][4], int i, int64_t row,
-                            int head, bool valid) {
-  const int c = threadIdx.x % 4 * 2;
-  const int64_t place = row * p.heads + head;
-  const T* gate =
-      static_cast<const T*>(p.gate.data) + row * p.gate.row_stride + head * p.gate.head_stride + c;
-  T* out = static_cast<T*>(p.out) + place * D + c;
-  float2* statistics = reinterpret_cast<float2*>(p.statistics) + place * (D / kStatisticsColumns);
-#pragma unroll
-  for (int group = 0; group < D / kStatisticsColumns; ++group) {
-    uint32_t x[4];
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      const int n = group * 4 + k;
-      const uint32_t gates = valid ? *reinterpret_cast<const uint32_t*>(gate + n * 8) : 0;
-      x[k] = gated2<T>(sums[n][2 * i], sums[n][2 * i + 1], p.inv_n, gates);
-      if (valid) *reinterpret_cast<uint32_t*>(out + n * 8) = x[k];
-    }
-    store_statistics<T>(statistics + group, x, valid);
-  }
-}
-
 template <class T, int D>
 __global__ void __launch_bounds__(kThreads) attention_generic(const __grid_constant__ Problem p) {
   extern __shared__ __align__(16) unsigned char shared[];
@@ -178,12 +153,7 @@ __global__ void __launch_bounds__(kThreads) attention_generic(const __grid_const
               rows, {0, 0}, {local[0], local[1]});
   }
 
-#pragma unroll
   for (int i = 0; i < 2; ++i) {
-    if (p.gate.data != nullptr) {
-      store_gated<T, D>(p, block.out, i, query_row + local[i], head, local[i] < rows);
-      continue;
-    }
     if (local[i] >= rows) continue;
     T* out = static_cast<T*>(p.out) + ((query_row + local[i]) * p.heads + head) * D;
 #pragma unroll

@@ -13,7 +13,7 @@ namespace mtgr {
 namespace hopper {
 namespace {
 
-template <class T, bool kGated>
+template <class T>
 __global__ void __launch_bounds__(kThreads, 1)
     attention_hopper(const __grid_constant__ Problem p, const __grid_constant__ Maps maps,
                      Partial* partials, int* counters) {
@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
-    Consumer<T, kGated>(p, shared, warpgroup - 1, partials, counters).run();
+    Consumer<T>(p, shared, warpgroup - 1, partials, counters).run();
   }
 }
 
@@ -53,7 +53,7 @@ cudaError_t launch(const Problem& p, mtgr_dtype dtype, int blocks, void* partial
   Maps maps;
   cudaError_t error = make_maps(p, dtype, maps);
   if (error != cudaSuccess) return error;
-  auto* kernel = p.gate.data ? attention_hopper<T, true> : attention_hopper<T, false>;
+  auto* kernel = attention_hopper<T>;
   error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Shared));
   if (error != cudaSuccess) return error;
   // Blocks wait for each other's partial sums: a cooperative launch promises that all run at once.

@@ -5,7 +5,6 @@
 // lane % 4 * 2 + c.
 #pragma once
 
-#include "gate.cuh"
 #include "hopper_shared.cuh"
 #include "numbers.cuh"
 
@@ -20,7 +19,7 @@ struct Partial {
   float2 scales[128];
 };
 
-template <class T, bool kGated>
+template <class T>
 class Consumer {
  public:
   __device__ Consumer(const Problem& p, Shared& shared, int index, Partial* partials, int* counters)
@@ -35,9 +34,9 @@ class Consumer {
         wait_query();
         attend(work);
         if (work.parts == 1) {
-          put<true>(work, kAllGroups);
+          store<true>(work, kAllGroups);
         } else if (const int owned = combine(work)) {
-          put<false>(work, owned);
+          store<false>(work, owned);
           leave(work);
         }
       } else {  // all of the tile's rows belong to the other consumer
@@ -304,15 +303,6 @@ class Consumer {
     }
   }
 
-  // Ends the columns that this consumer holds whole, in the way of its variant.
-  template <bool kAll>
-  __device__ void put(const Work& work, int groups) {
-    if constexpr (kGated)
-      store_gated<kAll>(work, groups);
-    else
-      store<kAll>(work, groups);
-  }
-
   // Scales, rounds and stores the valid rows of some column groups, known at compile time if all.
   // The four lanes of a row exchange their pairs of columns, so that each stores 16 contiguous
   // bytes.
@@ -334,57 +324,15 @@ class Consumer {
           const int at = (group * 4 + k) * 4 + 2 * i;
           x[k] = pack2<T>(out_[at] * p_.inv_n, out_[at + 1] * p_.inv_n);
         }
-        transpose(x, c);
+        exchange(x[0], x[1], 1, c & 1);
+        exchange(x[2], x[3], 1, c & 1);
+        exchange(x[0], x[2], 2, c & 2);
+        exchange(x[1], x[3], 2, c & 2);
         if (valid[i])
           *reinterpret_cast<uint4*>(out + i * eight_rows + group * 32) =
               uint4{x[0], x[1], x[2], x[3]};
       }
     }
-  }
-
-  // The same of sums times their gates, with statistics. The gate is loaded as results are stored,
-  // 16 bytes a thread, all groups of a row at once, and then exchanged to where the sums are.
-  template <bool kAll>
-  __device__ void store_gated(const Work& work, int groups) {
-    const int c = lane() % 4;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const bool valid = row(i) < work.rows;
-      const int64_t query_row = work.query_row + row(i);
-      const int64_t place = query_row * p_.heads + work.head;
-      const T* from = static_cast<const T*>(p_.gate.data) + query_row * p_.gate.row_stride +
-                      work.head * p_.gate.head_stride + c * 8;
-      T* out = static_cast<T*>(p_.out) + place * kDim + c * 8;
-      float2* statistics = reinterpret_cast<float2*>(p_.statistics) + place * kGroups;
-      uint4 gate[kGroups];
-#pragma unroll
-      for (int group = 0; group < kGroups; ++group)
-        gate[group] = valid && (kAll || groups >> group & 1)
-                          ? *reinterpret_cast<const uint4*>(from + group * 32)
-                          : uint4{};
-#pragma unroll
-      for (int group = 0; group < kGroups; ++group) {
-        if (!kAll && (groups >> group & 1) == 0) continue;
-        uint32_t gates[4] = {gate[group].x, gate[group].y, gate[group].z, gate[group].w}, x[4];
-        transpose(gates, c);
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          const int at = (group * 4 + k) * 4 + 2 * i;
-          x[k] = gated2<T>(out_[at], out_[at + 1], p_.inv_n, gates[k]);
-        }
-        store_statistics<T>(statistics + group, x, valid);
-        transpose(x, c);
-        if (valid) *reinterpret_cast<uint4*>(out + group * 32) = uint4{x[0], x[1], x[2], x[3]};
-      }
-    }
-  }
-
-  // Of the four lanes of a quad, this being lane c: x[k] becomes what lane k had in x[c].
-  __device__ static void transpose(uint32_t (&x)[4], int c) {
-    exchange(x[0], x[1], 1, c & 1);
-    exchange(x[2], x[3], 1, c & 1);
-    exchange(x[0], x[2], 2, c & 2);
-    exchange(x[1], x[3], 2, c & 2);
   }
 
   // Half of a 2 x 2 transpose between lanes that differ in bit `distance`.

@@ -5,7 +5,6 @@
 #include <cstdint>
 
 #include "mtgr_ops.h"
-#include "statistics.h"
 
 namespace mtgr {
 
@@ -21,8 +20,6 @@ struct Problem {
   const int32_t* offsets[kSegments];
   const int32_t* rt_visible;
   const int32_t* candidate_visible;
-  mtgr_rows gate;  // data is null without
-  float* statistics;
 
   // Row of q and out where a segment starts; only for segments that have queries.
   __host__ __device__ int query_base(int segment) const {
@@ -83,8 +80,7 @@ __device__ int find_stretch(int size, int& position, Count count) {
   return size;
 }
 
-// Rows after the last request of each query segment are written as zero, whatever lies in them, and
-// so are their statistics.
+// Rows after the last request of each query segment are written as zero, whatever lies in them.
 // Called by `workers` threads in total, of which this is number `worker`.
 template <class T>
 __device__ void zero_padding(const Problem& p, int row_elements, int worker, int workers) {
@@ -94,11 +90,6 @@ __device__ void zero_padding(const Problem& p, int row_elements, int worker, int
     uint4* begin = reinterpret_cast<uint4*>(static_cast<T*>(p.out) + (base + used) * row_elements);
     const int64_t vectors = int64_t{p.rows[segment] - used} * row_elements * sizeof(T) / 16;
     for (int64_t i = worker; i < vectors; i += workers) begin[i] = uint4{0, 0, 0, 0};
-    if (p.statistics == nullptr) continue;
-    const int groups = row_elements / kStatisticsColumns;
-    float2* statistics = reinterpret_cast<float2*>(p.statistics) + (base + used) * groups;
-    const int64_t pairs = int64_t{p.rows[segment] - used} * groups;
-    for (int64_t i = worker; i < pairs; i += workers) statistics[i] = float2{0, 0};
   }
 }
 

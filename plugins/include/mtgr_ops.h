@@ -20,7 +20,7 @@ extern "C" {
 #define MTGR_API __attribute__((visibility("default")))
 
 /* Raised with every change of a signature or a struct below; the loaders compare it. */
-#define MTGR_ABI_VERSION 4
+#define MTGR_ABI_VERSION 3
 
 typedef enum { MTGR_FLOAT32 = 0, MTGR_FLOAT16 = 1, MTGR_BFLOAT16 = 2 } mtgr_dtype;
 
@@ -73,10 +73,6 @@ typedef struct {
   const int32_t* candidate_offsets; /* [batch + 1] */
   const int32_t* rt_visible;        /* [rt_rows]: leading real-time rows that a row sees */
   const int32_t* candidate_visible; /* [candidate_rows] */
-  /* With a gate, each output is multiplied by it before its only rounding. */
-  mtgr_rows gate;    /* as q, or all zero */
-  float* statistics; /* with a gate only: [query rows, heads * head_dim / 32, 2], the mean of each
-                        32 columns of out and the sum of squared deviations from it */
 } mtgr_attention_args;
 
 /* Device memory that a launch needs, in bytes. `partials` may hold anything. `counters` must be

@@ -14,7 +14,7 @@ from model_def import ops
 from model_def.id_table import IdTable
 from model_def.reference import dense_mask
 from plugins import loader
-from plugins.fused import Product, gated_attention, products
+from plugins.fused import Product, products
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("kernels")]
 
@@ -164,40 +164,6 @@ def test_first_query_segment_gives_the_same_rows() -> None:
         for segment, rows in ((1, rt_rows + candidate_rows), (2, candidate_rows)):
             part = ops.hstu_attention(q[len(q) - rows :], k, v, *rest, segment)
             torch.testing.assert_close(part, whole[len(q) - rows :], rtol=1e-2, atol=1e-5)
-
-
-def test_gated_attention(kernels: loader.Library) -> None:
-    """With a gate attention is attention times the gate, its statistics are those of its rows."""
-    for seed in range(64):
-        case, dtype = random_case(seed)
-        q, k, v = (t.to(dtype) for t in (case.q, case.k, case.v))
-        wide = torch.randn(len(q), 2, *q.shape[1:], device="cuda").to(dtype)
-        gate = wide[:, 1]
-        arguments = (q, k, v, *case.indices, case.alpha, case.inv_n, 0)
-        out, statistics = gated_attention(kernels, *arguments, gate)
-        exact = case.plain(torch.float64) * gate.double()
-        assert relative(out, exact) < (1e-3 if dtype == torch.float16 else 6e-3) or not exact.any()
-        columns = out.double().unflatten(2, (-1, 32)).flatten(1, 2)
-        mean = columns.mean(2, keepdim=True)
-        squares = (columns - mean).square().sum(2)
-        power = columns.square().sum(2)
-        assert ((statistics[..., 0] - mean[..., 0]).abs() <= 2e-6 * power.sqrt()).all()
-        assert ((statistics[..., 1] - squares).abs() <= 1e-5 * power).all()
-
-
-def test_gated_attention_names_what_does_not_fit(kernels: loader.Library) -> None:
-    """A gate of another shape, type or alignment is an error that names it."""
-    none = torch.zeros(2, dtype=torch.int32).cuda()
-    offsets = torch.tensor([0, 4], dtype=torch.int32).cuda()
-    q = torch.randn(4, 1, 64).half().cuda()
-    arguments = (q, q, q, offsets, none, none, none[:0], none[:0], 1.0, 1.0, 0)
-    for gate, message in (
-        (q[:3], r"gate: expected torch.float16 \[4, 1, 64\]"),
-        (q.float(), "gate: expected torch.float16"),
-        (torch.randn(4, 1, 65).half().cuda()[..., 1:], "gate: address and strides"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            gated_attention(kernels, *arguments, gate)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
