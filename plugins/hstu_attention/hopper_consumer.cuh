@@ -5,19 +5,9 @@
 // lane % 4 * 2 + c.
 #pragma once
 
-#include "hopper_shared.cuh"
-#include "numbers.cuh"
+#include "hopper_partials.cuh"
 
 namespace mtgr::hopper {
-
-constexpr int kVectors = 64 * kDim / 128 / 8;  // of eight sums, a thread
-
-// What a consumer hands to the other parts of a tile: in registers' order, and by what to multiply
-// a thread's two rows.
-struct Partial {
-  uint4 sums[kVectors][128];
-  float2 scales[128];
-};
 
 template <class T>
 class Consumer {
@@ -182,10 +172,6 @@ class Consumer {
     ring_.advance();
   }
 
-  // The 256 columns are shared by the owners of a tile in groups of 32; a set of them is a mask.
-  static constexpr int kGroups = 8;
-  static constexpr int kAllGroups = (1 << kGroups) - 1;
-
   // Where a part of the tile leaves its partial sums. A block's first partial tile began in an
   // earlier block, its second one begins in it.
   __device__ Partial& partial(const Work& work, int part) const {
@@ -205,7 +191,7 @@ class Consumer {
     int* counter = counters_ + work.first_part * kConsumers + index_;
     const int writers = work.parts - (work.owners == 1);
     if (owned != kAllGroups) {
-      write(partial(work, work.part), ~owned);
+      partial(work, work.part).write(out_, ~owned);
       named_barrier(1 + index_, 128);
       if (thread() == 0) add_release(counter, 1);
     }
@@ -236,58 +222,6 @@ class Consumer {
     return value;
   }
 
-  // Sums cross as fp16 times a power of two of each row, which brings the largest just below 2^15:
-  // each is off by 2^-12 of itself at most (an eighth of what rounding the result to bf16 does, and
-  // a half for fp16), and half as many bytes leave and enter the multiprocessor.
-  __device__ void write(Partial& to, int groups) const {
-    float largest[2] = {}, up[2], down[2];
-#pragma unroll
-    for (int at = 0; at < 128; ++at)
-      largest[at / 2 % 2] = fmaxf(largest[at / 2 % 2], fabsf(out_[at]));
-    for (int i = 0; i < 2; ++i) {
-      const int exponent = min(268 - (__float_as_int(largest[i]) >> 23), 253);
-      up[i] = __int_as_float(exponent << 23);
-      down[i] = __int_as_float((254 - exponent) << 23);
-    }
-    to.scales[thread()] = {down[0], down[1]};
-#pragma unroll
-    for (int j = 0; j < kVectors; ++j) {
-      if ((groups >> j / 2 & 1) == 0) continue;
-      uint32_t pairs[4];
-#pragma unroll
-      for (int k = 0; k < 4; ++k)
-        pairs[k] =
-            pack2<__half>(out_[8 * j + 2 * k] * up[k % 2], out_[8 * j + 2 * k + 1] * up[k % 2]);
-      __stcg(&to.sums[j][thread()], uint4{pairs[0], pairs[1], pairs[2], pairs[3]});
-    }
-  }
-
-  // Half of a tile's groups, from kFirst on, of the sums of another part.
-  template <int kFirst>
-  struct Term {
-    uint4 sums[kVectors / 2] = {};
-    float2 scales{};
-
-    __device__ void load(const Partial& from, int thread, int groups) {
-      scales = __ldcg(&from.scales[thread]);
-#pragma unroll
-      for (int j = 0; j < kVectors / 2; ++j)
-        if (groups >> (kFirst + j / 2) & 1) sums[j] = __ldcg(&from.sums[kFirst * 2 + j][thread]);
-    }
-    __device__ void add_to(float (&out)[128]) const {
-#pragma unroll
-      for (int j = 0; j < kVectors / 2; ++j)
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          const uint32_t pair = (&sums[j].x)[k];
-          const float2 x = __half22float2(reinterpret_cast<const __half2&>(pair));
-          float* to = out + (kFirst * 2 + j) * 8 + 2 * k;
-          to[0] = fmaf(x.x, k % 2 ? scales.y : scales.x, to[0]);
-          to[1] = fmaf(x.y, k % 2 ? scales.y : scales.x, to[1]);
-        }
-    }
-  };
-
   // Adds what the other parts left of these groups, two parts' loads in flight at a time.
   template <int kFirst>
   __device__ void add_others(const Work& work, int owned) {
@@ -295,9 +229,8 @@ class Consumer {
 #pragma unroll 1
     for (int i = 0; i < work.parts - 1; i += 2) {
       Term<kFirst> one, two;
-      one.load(partial(work, i + (i >= work.part)), thread(), owned);
-      if (i + 2 < work.parts)
-        two.load(partial(work, i + 1 + (i + 1 >= work.part)), thread(), owned);
+      one.load(partial(work, i + (i >= work.part)), owned);
+      if (i + 2 < work.parts) two.load(partial(work, i + 1 + (i + 1 >= work.part)), owned);
       one.add_to(out_);
       two.add_to(out_);
     }

@@ -149,11 +149,11 @@ struct TilePlace {
   }
 };
 
-// An equal share of a tile, the tile being number / shares.
+// Share `number` of all shares, of the tile number / shares.
 template <class Emit>
-__device__ void emit_share(const Problem& p, int number, int shares, Emit emit) {
-  const TilePlace place(p, number / shares);
-  Work work = Request(p, place.request).work(p, place.head, place.tile);
+__device__ void emit_share(const Problem& p, const Request& request, int head, int tile, int number,
+                           int shares, Emit emit) {
+  Work work = request.work(p, head, tile);
   const int units = work.units();
   work.part = number % shares;
   work.first_part = number - work.part;
@@ -211,6 +211,17 @@ __device__ void emit_stretch(const Problem& p, int block, int blocks, int first,
 // block's first work waits for the instructions as well, so that short code is faster.
 template <class Emit>
 __device__ void for_each_work(const Problem& p, int block, int blocks, Emit emit) {
+  if (p.batch == 1) {  // the same as below, without looking for the request
+    const Request only(p, 0);
+    const int tiles = p.heads * only.all_tiles;
+    if (tiles == 0) return;
+    if (few_tiles(tiles, blocks)) {
+      const int shares = min(blocks / tiles, kMaxParts), number = block / shares;
+      const int head = number / only.all_tiles, tile = number - head * only.all_tiles;
+      if (head < p.heads) emit_share(p, only, head, tile, block, shares, emit);
+      return;
+    }
+  }
   int tiles = 0;
 #pragma unroll 1
   for (int b = threadIdx.x % 32; b < p.batch; b += 32) tiles += p.heads * Request(p, b).all_tiles;
@@ -221,8 +232,10 @@ __device__ void for_each_work(const Problem& p, int block, int blocks, Emit emit
   const bool very_many = tiles >= kManyTiles * blocks;
   const int whole = few ? tiles : very_many ? (tiles / blocks - 1) * blocks : 0;
 #pragma unroll 1
-  for (int number = block; number < whole * shares; number += blocks)
-    emit_share(p, number, shares, emit);
+  for (int number = block; number < whole * shares; number += blocks) {
+    const TilePlace place(p, number / shares);
+    emit_share(p, Request(p, place.request), place.head, place.tile, number, shares, emit);
+  }
   if (few) return;
   emit_stretch(p, block, blocks, whole, emit);
 }
