@@ -154,7 +154,7 @@ def test_views_are_read_in_place_and_graphs_replay() -> None:
 
 
 def test_first_query_segment_gives_the_same_rows() -> None:
-    """Fewer query rows, the same result for those that remain."""
+    """Fewer query rows, the same result, up to rounding, for those that remain."""
     for seed in range(20):
         case, dtype = random_case(seed)
         q, k, v = (torch.nan_to_num(t).to(dtype) for t in (case.q, case.k, case.v))
@@ -163,7 +163,8 @@ def test_first_query_segment_gives_the_same_rows() -> None:
         whole = ops.hstu_attention(q, k, v, *rest)
         for segment, rows in ((1, rt_rows + candidate_rows), (2, candidate_rows)):
             part = ops.hstu_attention(q[len(q) - rows :], k, v, *rest, segment)
-            torch.testing.assert_close(part, whole[len(q) - rows :], rtol=1e-2, atol=1e-5)
+            # Parts of a tile differ, and what they exchange is rounded to 16 bits.
+            torch.testing.assert_close(part, whole[len(q) - rows :], rtol=1e-2, atol=3e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
