@@ -40,7 +40,9 @@ def test_sighup_takes_over_what_is_safe_and_nothing_else() -> None:
                     assert process.poll() is None
 
             def top_k() -> int:
-                return len(client.post("/v1/rank", json=request(9, deadline_ms=30_000)).json()["items"])
+                return len(
+                    client.post("/v1/rank", json=request(9, deadline_ms=30_000)).json()["items"]
+                )
 
             assert top_k() == 9
             reload('[scenes.home]\nmodel = "home"\ntop_k = 4', "taken")
