@@ -16,6 +16,7 @@ using namespace mtgr;
 constexpr int kMaxVectors = 4;                     // of 8 elements, a thread
 constexpr int kWarpRowDim = 32 * kMaxVectors * 8;  // a warp's longest row
 constexpr int kMaxDim = 8 * kWarpRowDim;
+constexpr int kShortRows = 4096;  // of a short launch
 
 // Threads a row, and a block.
 template <bool kBlockRow>
@@ -61,7 +62,9 @@ __device__ float row_sum(float x) {
   return x;
 }
 
-template <class T, class P, bool kGated, bool kBlockRow, int kVectors>
+// A `kShort` launch loads the affine before the statistics: it would wait for it after them, where
+// a long one has other rows to go on with and needs the registers for those.
+template <class T, class P, bool kGated, bool kBlockRow, int kVectors, bool kShort>
 __global__ void __launch_bounds__(kBlockThreads<kBlockRow>)
     group_layer_norm(const __grid_constant__ mtgr_norm_args a) {
   constexpr int kThreads = kRowThreads<kBlockRow>, kRows = kBlockThreads<kBlockRow> / kThreads;
@@ -80,6 +83,13 @@ __global__ void __launch_bounds__(kBlockThreads<kBlockRow>)
   load_row(static_cast<const T*>(a.x) + row * a.x_stride, x);
   if constexpr (kGated) load_row(static_cast<const T*>(a.gate) + row * a.gate_stride, gate);
   const int64_t affine = int64_t{__ldg(a.group + row)} * a.dim;
+  const P* weights = static_cast<const P*>(a.weight) + affine;
+  const P* biases = static_cast<const P*>(a.bias) + affine;
+  Vector<P> weight[kVectors], bias[kVectors];
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i)
+    if (kShort && column(i) < a.dim)
+      weight[i] = load(weights + column(i)), bias[i] = load(biases + column(i));
 
   float z[kVectors][8], sum = 0, squares = 0;
 #pragma unroll
@@ -102,13 +112,13 @@ __global__ void __launch_bounds__(kBlockThreads<kBlockRow>)
 #pragma unroll
   for (int i = 0; i < kVectors; ++i)
     if (column(i) < a.dim) {
-      const auto weight = load(static_cast<const P*>(a.weight) + affine + column(i));
-      const auto bias = load(static_cast<const P*>(a.bias) + affine + column(i));
+      if constexpr (!kShort)
+        weight[i] = load(weights + column(i)), bias[i] = load(biases + column(i));
       Vector<T> y;
 #pragma unroll
       for (int j = 0; j < 8; ++j)
-        y.value[j] = from_float<T>((z[i][j] - mean) * scale * to_float(weight.value[j]) +
-                                   to_float(bias.value[j]));
+        y.value[j] = from_float<T>((z[i][j] - mean) * scale * to_float(weight[i].value[j]) +
+                                   to_float(bias[i].value[j]));
       *reinterpret_cast<Vector<T>*>(out + column(i)) = y;
     }
 }
@@ -117,8 +127,9 @@ template <class T, class P, bool kGated, bool kBlockRow, int kVectors>
 cudaError_t launch(const mtgr_norm_args& a, cudaStream_t stream) {
   constexpr int kThreads = kBlockThreads<kBlockRow>, kRows = kThreads / kRowThreads<kBlockRow>;
   const unsigned blocks = (a.rows + kRows - 1) / kRows;
-  return mtgr::launch(group_layer_norm<T, P, kGated, kBlockRow, kVectors>, {blocks, kThreads},
-                      stream, a);
+  auto* kernel = a.rows <= kShortRows ? group_layer_norm<T, P, kGated, kBlockRow, kVectors, true>
+                                      : group_layer_norm<T, P, kGated, kBlockRow, kVectors, false>;
+  return mtgr::launch(kernel, {blocks, kThreads}, stream, a);
 }
 
 template <class T, class P, bool kGated, bool kBlockRow>
