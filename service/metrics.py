@@ -106,12 +106,6 @@ class Metrics:
             "scene",
         )
 
-        self.warm_ups = of.counter(
-            "mtgr_warm_ups", "requests",
-            "Requests ranked again to keep the path warm, by outcome: done or failed.",
-            "outcome",
-        )
-
         # Overload: who is let in.
         self.limit = of.gauge(
             "mtgr_limit", "requests",

@@ -180,12 +180,6 @@ class Settings(StoreSettings):
     api_keys_file: Path | None = Field(
         default=None, description="JSON, callers' keys (see 'mtgr key'); none: everybody may call"
     )
-    keep_warm_ms: int = Field(
-        default=0,
-        ge=0,
-        description="without a request for so long, the last one is ranked again, unseen and "
-        "uncounted, to keep the path to the engine warm, milliseconds; 0: never",
-    )
     caller_header: str = Field(
         default="", description="header that tells callers apart without keys; empty: by address"
     )

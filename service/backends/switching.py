@@ -83,14 +83,9 @@ class Switcher:
         self._standby: Generation | None = None
         self._standby_package: Path | None = None
 
-    @property
-    def under_way(self) -> bool:
-        """Whether another engine is being loaded, verified or shadowed, or has just taken over."""
-        return self._busy.locked() or self._probation is not None
-
     async def switch(self, package: Path, shadow_requests: int = 0) -> str:
         """Serve `package` from now on; its version. Raises SwitchRefused with the reason."""
-        if self.under_way:
+        if self._busy.locked() or self._probation is not None:
             raise SwitchRefused("another switch is under way; come back when it has ended")
         async with self._busy:
             self._observer.switching(self._slot.alias, True)

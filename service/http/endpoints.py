@@ -1,6 +1,5 @@
 """The endpoints: bytes to a checked request, the work, and the answer with its timings."""
 
-from functools import partial
 from urllib.parse import unquote_to_bytes
 from uuid import uuid4
 
@@ -16,7 +15,6 @@ from service.http.gateway import Gateway, now_ms
 from service.http.replies import EventsAnswer, UserAnswer, explained, rank_answer, reply
 from service.http.validate import behaviour, deadline_ms, rank_request, user_snapshot
 from service.http.wire import Formats, peek_deadline_ms
-from service.keep_warm import rank_again
 from service.rank import rank
 
 USERS = "/v1/users/"
@@ -71,9 +69,6 @@ async def rank_candidates(gateway: Gateway, request: Request, arrival: Arrival) 
     late = not Deadline.after(patience_ms / 1e3, start).left()
     gateway.tally.answered(scene, ranked, len(checked.item_ids), stages, late)
     gateway.record(scene, model, checked, ranked, stages)
-    if gateway.settings.keep_warm_ms:
-        again = partial(rank_again, scene, ranked.whole.sample, checked, patience_ms / 1e3)
-        gateway.keep_warm.answered(again if ranked.reason is None else None)
     return response
 
 

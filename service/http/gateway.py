@@ -23,7 +23,6 @@ from service.features.store import connect_ahead
 from service.feedback import Feedback
 from service.http.arrival import Arrival, told_patience_ms
 from service.http.validate import Limits
-from service.keep_warm import KeepWarm
 from service.loop_lag import LoopLag
 from service.ranking import Model, RankedItems, RankRequest
 from service.request_log import open_request_log
@@ -66,11 +65,6 @@ class Gateway:
         self.request_log = open_request_log(settings, self.metrics)
         self.captures = open_captures(settings, self.metrics)
         self.tracing = open_tracing(settings)
-        self.keep_warm = KeepWarm(
-            settings.keep_warm_ms / 1e3,
-            self._idle,
-            lambda outcome: self.metrics.warm_ups.labels(outcome).inc(),
-        )
         self.limits = Limits.of(settings)
         self.draining = False
         self._redis, self._fatal = redis, fatal
@@ -106,12 +100,6 @@ class Gateway:
         """Whether every engine is loaded, verified and warm."""
         return all(served.live.backend.ready for served in self.scenes.served.values())
 
-    def _idle(self) -> bool:
-        """Whether nothing is being ranked, switched or ended."""
-        switching = any(switcher.under_way for switcher in self.switchers.values())
-        at_work = self.admission.in_flight or self.admission.waiting
-        return self.ready and not at_work and not switching
-
     async def until_loaded(self) -> None:
         """Returns once every engine is loaded, or the service is to end."""
         while not (self.loaded or self.draining):
@@ -136,7 +124,6 @@ class Gateway:
         self.require_loaded()
         deadline = self.deadline(start, told_patience_ms(headers))
         self.admission.check(caller, deadline)
-        self.keep_warm.came()
         return Arrival(headers, caller, start, deadline)
 
     def _identify(self, headers: Mapping[bytes, bytes], scope: Mapping[str, Any]) -> str:
@@ -180,8 +167,6 @@ class Gateway:
         if not await connect_ahead(self._redis, connections, patience):
             log.warning("Redis does not answer; users are ranked as strangers until it does")
         tasks = [asyncio.create_task(self._keep(s)) for s in self.scenes.served.values()]
-        if self.settings.keep_warm_ms:
-            tasks.append(asyncio.create_task(self.keep_warm.run()))
         if self.request_log is not None:
             self.request_log.start()
         if self.captures is not None:

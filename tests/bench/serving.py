@@ -2,13 +2,13 @@
 
     python -m tests.bench.serving --kind cuda-graph --preset small --preset large
     python -m tests.bench.serving --kind cuda-graph --only light --light-s 20 \\
-        --variant plain --variant awake --variant warm
+        --variant plain --variant awake
 
 Each request ranks 500 candidates for a user of 1,000 lifelong and 100 real-time events. For each
 model, with batching across requests and without: latency at light and at some load, the highest
 open-loop rate whose p99 stays within the goal, where the time goes, and who spends how much CPU on
-a request. Light load has variants: as it is, with the idle cores kept awake, and with the path kept
-warm by the gateway. `tests.bench.triton_call` looks into the call of Triton alone.
+a request. Light load has variants: as it is, and with the idle cores kept awake.
+`tests.bench.triton_call` looks into the call of Triton alone.
 """
 
 import argparse
@@ -54,7 +54,7 @@ from tests.triton.server import TritonServer
 STEADY_PER_S = 150
 """Well below what any engine here can do: what is slow at it is a stall."""
 
-VARIANTS = ("plain", "awake", "warm")
+VARIANTS = ("plain", "awake")
 LOADS = ("light", "steady", "search")
 
 
@@ -96,19 +96,15 @@ def serve(given: argparse.Namespace, work: Path, redis_url: str) -> Iterator[dic
                 }
                 for variant in given.variant or ["plain"]:
                     awake = cores_awake() if variant == "awake" else nullcontext()
-                    warm_ms = given.keep_warm_ms if variant == "warm" else 0
-                    started = gateway(
-                        {"home": model}, redis_url, given.workers, log, keep_warm_ms=warm_ms
-                    )
+                    started = gateway({"home": model}, redis_url, given.workers, log)
                     with awake, started as url:
                         for name, how in runs(given, variant):
                             before, spent = inside(server.address, model_name), cpu_s()
                             run = measure(url, work / "run.json", *how)
                             after = inside(server.address, model_name)
                             title = f"{preset}, batches of at most {batch}, {variant}, {name}"
-                            # A search tells of its best trial only; Triton knows warm-ups too.
-                            in_triton = after["requests"] - before["requests"]
-                            requests = in_triton if name == "search" else run.sent
+                            # A search tells of its best trial only; Triton knows all of them.
+                            requests = after["requests"] - before["requests"]
                             cpu = cpu_ms_each(spent, cpu_s(), requests)
                             show(title, run)
                             show_inside(before, after)
@@ -124,7 +120,6 @@ def main() -> int:
     parser.add_argument("--batch", action="append", type=int, help="requests in a run at most")
     parser.add_argument("--variant", action="append", choices=VARIANTS, help="of light load")
     parser.add_argument("--only", action="append", choices=LOADS)
-    parser.add_argument("--keep-warm-ms", type=int, default=5, help="of the variant 'warm'")
     parser.add_argument("--workers", type=int, default=1, help="gateway processes")
     parser.add_argument("--instances", type=int, default=1, help="of the engine, in Triton")
     parser.add_argument("--at-once", action="store_true", help="in place of the engine: none")

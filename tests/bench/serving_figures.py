@@ -62,8 +62,7 @@ def inside(address: str, name: str) -> dict[str, float]:
 
 
 def show_inside(before: dict[str, float], after: dict[str, float]) -> None:
-    """What a request spent in Triton in between, warm-ups among them, on average, and how many
-    shared a run."""
+    """What a request spent in Triton in between, on average, and how many shared a run."""
     spent = {name: after[name] - before[name] for name in after}
     requests, batches = spent.pop("requests"), spent.pop("batches")
     stages = "  ".join(f"{name} {sum_ms / requests:.2f}" for name, sum_ms in spent.items())
@@ -71,7 +70,7 @@ def show_inside(before: dict[str, float], after: dict[str, float]) -> None:
 
 
 def show_cpu(of_servers: str, run: Run) -> None:
-    """CPU that a request took, by process; what was spent on warm-ups is the requests' too."""
+    """CPU that a request took, by process."""
     generator = 1e3 * run.generator.cpu_share / run.rate_per_s
     print(f"    CPU of a request, ms: {of_servers}  load generator {generator:.2f}", flush=True)  # noqa: T201  # a benchmark's output
 

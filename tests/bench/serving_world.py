@@ -130,14 +130,12 @@ def watch(model: Path, file: Path, *, at_once: bool) -> None:
 
 
 @contextmanager
-def gateway(
-    models: dict[str, object], redis_url: str, workers: int, log: Path, keep_warm_ms: int = 0
-) -> Iterator[str]:
+def gateway(models: dict[str, object], redis_url: str, workers: int, log: Path) -> Iterator[str]:
     """`mtgr serve` in processes of its own, ready; its URL."""
     port = 18_000 + os.getpid() % 1000
     command = [sys.executable, "-m", "mtgr", "serve", "--models", json.dumps(models)]
     command += ["--port", str(port), "--redis-url", redis_url, "--max-in-flight", "4096"]
-    command += ["--max-candidates", str(CANDIDATES), "--keep-warm-ms", str(keep_warm_ms)]
+    command += ["--max-candidates", str(CANDIDATES)]
     command += ["--workers", str(workers)] if workers > 1 else []
     url = f"http://127.0.0.1:{port}"
     with log.open("wb") as lines:

@@ -4,8 +4,7 @@
     python -m tests.bench.triton_call --at-once          # any machine: an engine that costs nothing
 
 Requests of 500 candidates go one after another, 20 a second and then as fast as answers come; with
-`--awake` while idle cores are kept from sleeping, with `--keep-warm-ms` N with others between them
-that are not looked at, one after each N ms.
+`--awake` while idle cores are kept from sleeping.
 Every moment is on the monotonic clock, which all processes of a machine share: the client's own,
 those of Triton's trace, and those of `traced_model.py` in the model's process.
 """
@@ -70,26 +69,19 @@ class Watched(RequestForm):
         return request
 
 
-async def call(address: str, form: Watched, rate: float, count: int, warm_s: float) -> None:
-    """`count` calls, `rate` a second or, if 0, one after another; prints their CPU, and that of the
-    calls between them, one each `warm_s` seconds (0: none)."""
+async def call(address: str, form: Watched, rate: float, count: int) -> None:
+    """`count` calls, `rate` a second or, if 0, one after another; prints their CPU."""
     endpoint = Endpoint(address, form.name, form.config, None, Breaker("triton", address))
     sizes = [(SCHEMA.lifelong_cap, SCHEMA.realtime_cap, CANDIDATES)]
     batch = random_batch(SCHEMA, np.random.default_rng(0), sizes)
     await endpoint.stub.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name=endpoint.name))
     for _ in range(20):
         await endpoint.score(batch, Deadline.after(PATIENCE_S))
-    unwatched, endpoint.form = endpoint.form, form
+    endpoint.form = form
     others, own, start = cpu_s(), process_time(), monotonic()
     for number in range(count):
-        due = start + number / rate if rate else 0.0
-        while warm_s and due - monotonic() > warm_s:
-            await asyncio.sleep(warm_s)
-            endpoint.form = unwatched
-            await endpoint.score(batch, Deadline.after(PATIENCE_S))
-            endpoint.form = form
         if rate:
-            await asyncio.sleep(max(0.0, due - monotonic()))
+            await asyncio.sleep(max(0.0, start + number / rate - monotonic()))
         await endpoint.score(batch, Deadline.after(PATIENCE_S))
         form.calls[str(number)]["client has it"] = monotonic_ns()
     seconds, own = monotonic() - start, process_time() - own
@@ -152,9 +144,8 @@ def main() -> int:
     parser.add_argument("--named", action="store_true", help="send the named tensors, not one")
     parser.add_argument("--seconds", type=float, default=8, help="at 20 calls a second")
     parser.add_argument("--awake", action="store_true", help="keep idle cores from sleeping")
-    parser.add_argument("--keep-warm-ms", type=float, default=0, help="0: no calls in between")
     given = parser.parse_args()
-    home, warm_s = install(), given.keep_warm_ms / 1e3
+    home = install()
     awake = cores_awake() if given.awake else nullcontext()
     with awake, tempfile.TemporaryDirectory() as name:
         root = Path(name)
@@ -169,7 +160,7 @@ def main() -> int:
             watch(repository / model, work / "model", at_once=given.at_once)
             form = Watched(model, config, packed=not given.named)
             with traced(home, work, repository) as address:
-                uvloop.run(call(address, form, rate, count, warm_s))
+                uvloop.run(call(address, form, rate, count))
             merge(form.calls, work)
             show(form.calls)
     return 0
