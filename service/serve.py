@@ -17,7 +17,7 @@ from service.http.gateway import Gateway
 from service.http.server import GatewayServer
 from service.scenes import build_scenes
 from service.settings import Settings
-from service.workers import move_link, supervise
+from service.workers import Opening, move_link, supervise
 
 GC_ALLOCATIONS = 50_000
 """Objects, made and not freed, between two collections of young garbage; Python's own 700 are made
@@ -61,10 +61,10 @@ def _serve(
     settings: Settings,
     reread: Callable[[], Settings] | None,
     port: socket | None = None,
-    *,
-    early: bool = True,
+    opening: Opening | None = None,
 ) -> None:
-    """One gateway over the Redis at `url`; one of several where it is given the `port`."""
+    """One gateway over the Redis at `url`; one of several where it is given the `port`, and when
+    to take connections of it."""
     leave_on_signals()
     failures: list[BaseException] = []
     redis = connect(url, settings.redis_connections)
@@ -75,7 +75,7 @@ def _serve(
 
     publish = None if port is None else move_link
     gateway = Gateway(settings, build_scenes(settings, redis, open_model), redis, fatal, publish)
-    server = GatewayServer(gateway, reread, early=early)
+    server = GatewayServer(gateway, reread, opening)
     leave_start_up_to_rest()
     signal.signal(signal.SIGHUP, server.ask_reload)
     server.run(None if port is None else [port])

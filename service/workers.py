@@ -4,11 +4,11 @@
       worker 0..N-1: a whole gateway each; the kernel gives a connection to whoever is free
 
 A worker that dies is started again; one that cannot serve its settings ends them all. Only the
-first takes connections before its engines are loaded, to tell so; the others leave them to whoever
-can answer. SIGTERM and SIGHUP go to every worker. What workers share lies in one directory: counts
-are kept in files by prometheus_client, so those of a worker that died are not lost, and each alias
-has a link to the package that serves. A switch asked of one worker moves the link, which all of
-them follow.
+first takes connections before its engines are loaded, to tell so, and until it has loaded them it
+is alone: once anybody has said that the service is ready, nobody says otherwise. SIGTERM and SIGHUP
+go to every worker. What workers share lies in one directory: counts are kept in files by
+prometheus_client, so those of a worker that died are not lost, and each alias has a link to the
+package that serves. A switch asked of one worker moves the link, which all of them follow.
 """
 
 import ctypes
@@ -22,6 +22,7 @@ import tempfile
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from multiprocessing.sharedctypes import RawValue
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Protocol
@@ -36,17 +37,34 @@ from service.settings import Settings
 log = logging.getLogger("mtgr")
 
 
+class Opening:
+    """When a worker takes connections: the first at once; the others once their engines are loaded
+    and the first's are, or it has ended."""
+
+    def __init__(self, early: bool, others: ctypes.c_bool):
+        """`others`, in memory that all workers share: whether they may."""
+        self.early, self._others = early, others
+
+    @property
+    def allowed(self) -> bool:
+        """Whether a worker may whose engines are loaded."""
+        return self.early or self._others.value
+
+    def loaded(self) -> None:
+        """To be told once this worker's engines are loaded."""
+        if self.early:
+            self._others.value = True
+
+
 class Serve(Protocol):
-    """Serve settings, read again by `reread`, on a listening socket until SIGTERM; `early`: from
-    before the engines are loaded."""
+    """Serve settings, read again by `reread`, on a listening socket until SIGTERM."""
 
     def __call__(
         self,
         settings: Settings,
         reread: Callable[[], Settings],
         port: socket.socket,
-        *,
-        early: bool,
+        opening: Opening,
     ) -> None: ...
 
 
@@ -108,6 +126,7 @@ class _Supervisor:
         self._directory, self._port = directory, port
         self._settings, self._reread, self._serve = settings, reread, serve
         self._processes: dict[int, tuple[BaseProcess, Connection, float]] = {}
+        self._others_may = RawValue(ctypes.c_bool, False)
         self._ending = False
         self._pause_s = FIRST_PAUSE_S
 
@@ -118,7 +137,7 @@ class _Supervisor:
         try:
             for slot in range(self._settings.workers):
                 if not self._ending:
-                    self._start(slot, early=slot == 0)
+                    self._start(slot, Opening(slot == 0, self._others_may))
             while self._processes:
                 wait([process.sentinel for process, _, _ in self._processes.values()], POLL_S)
                 for slot, (process, report, since) in list(self._processes.items()):
@@ -129,11 +148,11 @@ class _Supervisor:
             for process, _, _ in self._processes.values():
                 process.join()
 
-    def _start(self, slot: int, *, early: bool = False) -> None:
+    def _start(self, slot: int, opening: Opening) -> None:
         ours, theirs = multiprocessing.Pipe(duplex=False)
         # Forked: what is loaded is shared, and nothing here has threads.
         process = multiprocessing.get_context("fork").Process(
-            target=self._work, args=(slot, theirs, early), name=f"worker-{slot}"
+            target=self._work, args=(slot, theirs, opening), name=f"worker-{slot}"
         )
         # A signal that came meanwhile would be lost on a worker that nobody tells yet, and that has
         # the supervisor's handlers still.
@@ -152,6 +171,8 @@ class _Supervisor:
             raise BadSetting(report.recv())
         if self._ending:
             return
+        if slot == 0:  # whom the others may wait for; the next takes its turn among them
+            self._others_may.value = True
         log.error("worker %d ended with status %s; starting another", slot, process.exitcode)
         if monotonic() - since < SHORT_LIFE_S:
             sleep(self._pause_s)
@@ -159,7 +180,7 @@ class _Supervisor:
         else:
             self._pause_s = FIRST_PAUSE_S
         if not self._ending:
-            self._start(slot)
+            self._start(slot, Opening(False, self._others_may))
 
     def _end(self, number: int, _: object) -> None:
         self._ending = True
@@ -171,7 +192,7 @@ class _Supervisor:
             if process.exitcode is None and process.pid is not None:
                 os.kill(process.pid, number)
 
-    def _work(self, slot: int, report: Connection, early: bool) -> None:
+    def _work(self, slot: int, report: Connection, opening: Opening) -> None:
         """In the worker: serve, or say why that cannot be."""
         for ending in ENDINGS:
             signal.signal(ending, lambda *_: sys.exit(0))
@@ -185,7 +206,7 @@ class _Supervisor:
                 linked(self._settings, self._directory),
                 lambda: linked(self._reread(), self._directory),
                 self._port,
-                early=early,
+                opening,
             )
         except BadSetting as problem:
             report.send(str(problem))

@@ -55,15 +55,12 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def create_app(gateway: Gateway, *, early: bool = True) -> ASGIApp:
-    """The application; the gateway starts and stops with it, and `early` has it serve before the
-    engines are loaded, to tell so."""
+def create_app(gateway: Gateway) -> ASGIApp:
+    """The application; the gateway starts and stops with it."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with gateway.running():
-            if not early:
-                await gateway.until_loaded()
             yield
 
     app = FastAPI(title="MTGR ranking", description=ABOUT, lifespan=lifespan)

@@ -40,9 +40,6 @@ CONNECTIONS_AHEAD = 8
 FIRST_RETRY_S, LAST_RETRY_S = 0.25, 8.0
 """Between two attempts to start an engine that lies beyond this process, doubling."""
 
-POLL_S = 0.02
-"""Between two looks at whether the engines are loaded."""
-
 
 class Gateway:
     """Settings, scenes, metrics and admission of one running service."""
@@ -99,11 +96,6 @@ class Gateway:
     def loaded(self) -> bool:
         """Whether every engine is loaded, verified and warm."""
         return all(served.live.backend.ready for served in self.scenes.served.values())
-
-    async def until_loaded(self) -> None:
-        """Returns once every engine is loaded, or the service is to end."""
-        while not (self.loaded or self.draining):
-            await asyncio.sleep(POLL_S)
 
     def require_loaded(self) -> None:
         """Raises NotReady while engines are loading."""

@@ -3,7 +3,8 @@
 On SIGTERM readiness is false at once; connections that the kernel has completed are still taken,
 then the listeners close; whatever request arrives on an open connection is answered with
 `Connection: close`; connections that stay silent are closed after LINGER_S, and what is not done
-within `drain_s` is cut off. The exit status is 0.
+within `drain_s` is cut off. The exit status is 0. A worker that is told to end before it takes
+connections leaves them to those that do.
 """
 
 import asyncio
@@ -24,6 +25,7 @@ from service.http.app import create_app
 from service.http.connection import Connection
 from service.http.gateway import Gateway
 from service.settings import Settings
+from service.workers import Opening
 
 log = logging.getLogger("mtgr")
 
@@ -46,21 +48,21 @@ many rounds. Of several workers each has one, so that whoever is free takes a co
 
 class GatewayServer(uvicorn.Server):
     """Serves one gateway until a signal. `reread`, if given, is what SIGHUP loads settings by;
-    `early`: takes connections before its engines are loaded."""
+    `opening` tells one of several workers when to take connections."""
 
     def __init__(
         self,
         gateway: Gateway,
         reread: Callable[[], Settings] | None = None,
-        *,
-        early: bool = True,
+        opening: Opening | None = None,
     ):
-        self._gateway, self._reread = gateway, reread
+        self._gateway, self._reread, self._opening = gateway, reread, opening
+        self._unopened: list[socket] = []
         self._reload_asked = False
         settings = gateway.settings
         super().__init__(
             uvicorn.Config(
-                create_app(gateway, early=early),
+                create_app(gateway),
                 host=settings.host,
                 port=settings.port,
                 http=cast(Any, partial(Connection, gateway=gateway)),
@@ -74,6 +76,9 @@ class GatewayServer(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._gateway.draining = True
+        # Held longer than by the others, it would queue connections that nobody takes.
+        for port in self._unopened:
+            port.close()
         super().handle_exit(sig, frame)
 
     def ask_reload(self, *_: object) -> None:
@@ -87,6 +92,8 @@ class GatewayServer(uvicorn.Server):
                 connection.sweep(now)
         if counter % SAMPLE_TICKS == 0:
             self._gateway.metrics.sample()
+        if self._opening is not None and self._gateway.loaded:
+            self._opening.loaded()
         if self._reload_asked and self._reread is not None:
             self._reload_asked = False
             self._reload(self._reread)
@@ -103,15 +110,35 @@ class GatewayServer(uvicorn.Server):
         log.info("settings read again: %s", ", ".join(changed) or "nothing has changed")
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
-        await super().startup(sockets)
         if sockets is not None:
+            await self._start_on(sockets)
             return
+        await super().startup()
         loop, backlog = asyncio.get_running_loop(), self.config.backlog
         for first in [s for server in self.servers for s in server.sockets]:
             for _ in range(LISTENERS - 1):
                 again = socket(fileno=os.dup(first.fileno()))
                 more = await loop.create_server(self._protocol, sock=again, backlog=backlog)
                 self.servers.append(more)
+
+    async def _start_on(self, sockets: list[socket]) -> None:
+        """Load the engines, and take connections of these sockets when it is time."""
+        self.config.port = sockets[0].getsockname()[1]  # what the log tells
+        self._unopened = list(sockets)
+        await super().startup([])
+        while not (self._may_open() or self.should_exit):
+            await asyncio.sleep(POLL_S)
+        self._unopened = []  # before the look: a signal has closed them, or leaves them open now
+        if self.should_exit:
+            return
+        loop, backlog = asyncio.get_running_loop(), self.config.backlog
+        for port in sockets:
+            server = await loop.create_server(self._protocol, sock=port, backlog=backlog)
+            self.servers.append(server)
+
+    def _may_open(self) -> bool:
+        opening = self._opening
+        return opening is None or opening.early or (opening.allowed and self._gateway.loaded)
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
         self._gateway.draining = True

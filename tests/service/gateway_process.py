@@ -1,27 +1,36 @@
-"""A gateway in a process of its own, to be signalled and killed: `REDIS_DIR PORT [SETTINGS]`."""
+"""A gateway in a process of its own, to be signalled and killed: `REDIS_DIR PORT [SETTINGS]`.
+
+A worker whose `hold` is there loads its engine once that is gone.
+"""
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing import current_process
 from pathlib import Path
 from socket import create_server
+from time import sleep
 from typing import Any
 
 import httpx
 
+from model_def.config import PackageConfig
+from service.backends.inprocess import InProcessBackend
 from service.serve import run
 from service.setting_sources import load_settings
-from service.settings import Settings
-from tests.service.world import SCHEMA, opener
+from service.settings import ModelSettings, Settings
+from tests.service.world import SCHEMA, Arithmetic, opener
 
 ROOT = Path(__file__).parents[2]
 
 
 @contextmanager
 def gateway_process(
-    directory: Path, settings_file: Path | None = None
+    directory: Path,
+    settings_file: Path | None = None,
+    while_loading: Callable[[httpx.Client], None] = lambda client: None,
 ) -> Iterator[tuple[httpx.Client, "subprocess.Popen[bytes]"]]:
     """A gateway process with an embedded server on `directory`, once it is ready."""
     with create_server(("127.0.0.1", 0)) as free:
@@ -31,6 +40,7 @@ def gateway_process(
     process = subprocess.Popen(command, cwd=ROOT)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+            while_loading(client)
             while not ready(client):
                 assert process.poll() is None
             yield client, process
@@ -47,10 +57,34 @@ def ready(client: httpx.Client) -> bool:
         return False
 
 
+def hold(directory: Path, slot: int) -> Path:
+    """What keeps a worker from loading its engine."""
+    return directory / f"worker-{slot}.hold"
+
+
+def loaded(directory: Path, slot: int) -> Path:
+    """What a worker leaves that has loaded its engine."""
+    return directory / f"worker-{slot}.loaded"
+
+
+def opened(directory: Path, settings: ModelSettings) -> tuple[PackageConfig, InProcessBackend]:
+    """The usual package, loaded when its worker may."""
+    config, _ = opener(SCHEMA)(settings)
+    name = current_process().name
+
+    def load() -> Arithmetic:
+        while (directory / f"{name}.hold").exists():
+            sleep(0.01)
+        (directory / f"{name}.loaded").touch()
+        return Arithmetic()
+
+    return config, InProcessBackend(load, workers=settings.workers, queue=settings.queue)
+
+
 if __name__ == "__main__":
     flags: dict[str, Any] = dict(
         zip(("redis_dir", "port", "settings_file"), sys.argv[1:], strict=False)
     )
     flags["models"] = {"home": {"package": "unused"}}
     read = partial(load_settings, flags, Settings)
-    run(read(), read, opener(SCHEMA))
+    run(read(), read, partial(opened, Path(flags["redis_dir"])))

@@ -3,13 +3,14 @@
 import asyncio
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from tests.service.gateway_process import gateway_process
+from tests.service.gateway_process import gateway_process, hold
 from tests.service.world import request
 
 CALLERS = 24
@@ -78,18 +79,23 @@ async def end_under_load(port: int, end: Callable[[], None]) -> tuple[Load, int,
     return load, before, ready
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_what_was_accepted_is_answered_before_the_end(workers: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("workers", "held"), [(1, False), (2, False), (2, True)])
+def test_what_was_accepted_is_answered_before_the_end(
+    workers: int, held: bool, tmp_path: Path
+) -> None:
     """SIGTERM under load: not ready at once (of several workers: once they are told), every request
-    on a connection is answered with 200, nobody else gets in, and the exit status is 0."""
+    on a connection is answered with 200, nobody else gets in, and the exit status is 0; also while
+    the last worker is still loading."""
     file = tmp_path / "settings.toml"
     file.write_text(f"workers = {workers}")
-    with (
-        tempfile.TemporaryDirectory(prefix="mtgr-") as name,
-        gateway_process(Path(name), file) as (client, process),
-    ):
+    with tempfile.TemporaryDirectory(prefix="mtgr-") as name, ExitStack() as stack:
+        directory = Path(name)
+        if held:
+            hold(directory, workers - 1).touch()
+        client, process = stack.enter_context(gateway_process(directory, file))
         port = client.base_url.port or 0
         load, before, ready = asyncio.run(end_under_load(port, process.terminate))
+        hold(directory, workers - 1).unlink(missing_ok=True)
         assert process.wait(30) == 0
     assert load.lost == []
     assert load.statuses == {200}

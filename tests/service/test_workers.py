@@ -12,6 +12,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from socket import create_server
+from time import sleep
 from typing import Any
 
 import httpx
@@ -23,7 +24,7 @@ from service.serve import run
 from service.setting_sources import load_settings
 from service.settings import ModelSettings, Settings
 from tests.conftest import ROOT
-from tests.service.gateway_process import ready
+from tests.service.gateway_process import gateway_process, hold, loaded, ready
 from tests.service.world import SCHEMA, Arithmetic, opener, profile, request
 
 WORKERS = 2
@@ -101,12 +102,17 @@ def test_counts_of_all_workers_add_up(service: tuple[str, Any]) -> None:
     before = value(url, ANSWERED)
     assert {r.status_code for r in rank_together(url, 60)} == {200}
     assert ask(url, "POST", "/v1/rank", json={}).status_code == 422
+    told = {
+        ANSWERED: before + 60,
+        'mtgr_request_seconds_count{scene="home"}': before + 60,
+        'mtgr_invalid_total{reason="missing",scene="none"}': 1,
+        "mtgr_ready": 1,
+        "mtgr_in_flight": 0,
+    }
+    while any(value(url, series) != number for series, number in told.items()):
+        pass  # up to a second old, and the other worker may have been loading
     for _ in range(6):  # several connections, so both workers tell
-        assert value(url, ANSWERED) == before + 60
-        assert value(url, 'mtgr_request_seconds_count{scene="home"}') == before + 60
-        assert value(url, 'mtgr_invalid_total{reason="missing",scene="none"}') == 1
-        assert value(url, "mtgr_ready") == 1
-        assert value(url, "mtgr_in_flight") == 0
+        assert {series: value(url, series) for series in told} == told
     memory = sum(
         int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
         for pid in workers(url, process)
@@ -153,6 +159,28 @@ def test_a_switch_asked_of_one_reaches_all(service: tuple[str, Any]) -> None:
     assert {r.json()["model_version"] for r in rank_together(url, 20)} == {"two"}
 
 
+def test_a_service_that_is_ready_refuses_nobody(tmp_path: Path) -> None:
+    """Whoever loads first, nobody hears that it is ready before the first worker has loaded, and
+    from then on nobody hears otherwise."""
+    file = tmp_path / "settings.toml"
+    file.write_text(f"workers = {WORKERS}")
+    with tempfile.TemporaryDirectory(prefix="mtgr-") as name:
+        directory = Path(name)
+        hold(directory, 0).touch()
+
+        def only_the_first_is_loading(client: httpx.Client) -> None:
+            while not loaded(directory, 1).exists():
+                sleep(0.01)
+            url = str(client.base_url)
+            for _ in range(50):
+                assert ask(url, "GET", "/health/ready").status_code == 503
+            hold(directory, 0).unlink()
+
+        with gateway_process(directory, file, only_the_first_is_loading) as (client, _):
+            url = str(client.base_url).rstrip("/")
+            assert {r.status_code for r in rank_together(url, 60)} == {200}
+
+
 def test_what_cannot_be_served_ends_all_workers(tmp_path: Path) -> None:
     """With the reason of the one that found out, and no endless restarts."""
     command = [sys.executable, "-m", "mtgr", "serve", str(tmp_path / "nothing"), "--workers", "2"]
@@ -169,7 +197,7 @@ import os, signal
 from service.settings import ModelSettings, Settings
 from service.workers import supervise
 
-def serve(*given, early):
+def serve(*given):
     while True:
         signal.pause()
 
