@@ -24,6 +24,7 @@ from service.errors import BadSetting
 from service.http.app import create_app
 from service.http.connection import Connection
 from service.http.gateway import Gateway
+from service.http.listener import let_nobody_in
 from service.settings import Settings
 from service.workers import Opening
 
@@ -57,7 +58,6 @@ class GatewayServer(uvicorn.Server):
         opening: Opening | None = None,
     ):
         self._gateway, self._reread, self._opening = gateway, reread, opening
-        self._unopened: list[socket] = []
         self._reload_asked = False
         settings = gateway.settings
         super().__init__(
@@ -76,9 +76,6 @@ class GatewayServer(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._gateway.draining = True
-        # Held longer than by the others, it would queue connections that nobody takes.
-        for port in self._unopened:
-            port.close()
         super().handle_exit(sig, frame)
 
     def ask_reload(self, *_: object) -> None:
@@ -124,11 +121,9 @@ class GatewayServer(uvicorn.Server):
     async def _start_on(self, sockets: list[socket]) -> None:
         """Load the engines, and take connections of these sockets when it is time."""
         self.config.port = sockets[0].getsockname()[1]  # what the log tells
-        self._unopened = list(sockets)
         await super().startup([])
         while not (self._may_open() or self.should_exit):
             await asyncio.sleep(POLL_S)
-        self._unopened = []  # before the look: a signal has closed them, or leaves them open now
         if self.should_exit:
             return
         loop, backlog = asyncio.get_running_loop(), self.config.backlog
@@ -170,6 +165,7 @@ class GatewayServer(uvicorn.Server):
             server.close()
             for listener in listeners:
                 with listener, suppress(BlockingIOError):
+                    let_nobody_in(listener)
                     listener.setblocking(False)
                     while True:
                         queued, _ = listener.accept()

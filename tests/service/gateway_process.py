@@ -3,6 +3,7 @@
 A worker whose `hold` is there loads its engine once that is gone.
 """
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -62,6 +63,14 @@ def hold(directory: Path, slot: int) -> Path:
     return directory / f"worker-{slot}.hold"
 
 
+def process_id(directory: Path, slot: int) -> int:
+    """Of a worker, once it has begun."""
+    file = directory / f"worker-{slot}.pid"
+    while not (file.exists() and file.read_text()):
+        sleep(0.01)
+    return int(file.read_text())
+
+
 def loaded(directory: Path, slot: int) -> Path:
     """What a worker leaves that has loaded its engine."""
     return directory / f"worker-{slot}.loaded"
@@ -71,6 +80,7 @@ def opened(directory: Path, settings: ModelSettings) -> tuple[PackageConfig, InP
     """The usual package, loaded when its worker may."""
     config, _ = opener(SCHEMA)(settings)
     name = current_process().name
+    (directory / f"{name}.pid").write_text(str(os.getpid()))
 
     def load() -> Arithmetic:
         while (directory / f"{name}.hold").exists():

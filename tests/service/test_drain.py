@@ -1,6 +1,8 @@
 """A gateway that is told to end finishes what it has accepted."""
 
 import asyncio
+import os
+import signal
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -10,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.service.gateway_process import gateway_process, hold
+from tests.service.gateway_process import gateway_process, hold, process_id
 from tests.service.world import request
 
 CALLERS = 24
@@ -62,8 +64,11 @@ async def call(port: int, load: Load) -> None:
         writer.close()
 
 
-async def end_under_load(port: int, end: Callable[[], None]) -> tuple[Load, int, list[int]]:
-    """The load, its answers before the end, and readiness from the signal on until it is lost."""
+async def end_under_load(
+    port: int, end: Callable[[], None], ended: Callable[[], None]
+) -> tuple[Load, int, list[int]]:
+    """The load, its answers before the end, and readiness from the signal on until it is lost;
+    `ended` is called once a worker that was ready has closed its connections."""
     load = Load()
     watcher = await asyncio.open_connection("127.0.0.1", port)
     assert await ask(*watcher, READY) == (200, False)
@@ -74,6 +79,8 @@ async def end_under_load(port: int, end: Callable[[], None]) -> tuple[Load, int,
     ready = [(await ask(*watcher, READY))[0]]
     while ready[-1] == 200:
         ready.append((await ask(*watcher, READY))[0])
+    await watcher[0].read()
+    ended()
     await asyncio.gather(*callers)
     watcher[1].close()
     return load, before, ready
@@ -85,7 +92,7 @@ def test_what_was_accepted_is_answered_before_the_end(
 ) -> None:
     """SIGTERM under load: not ready at once (of several workers: once they are told), every request
     on a connection is answered with 200, nobody else gets in, and the exit status is 0; also while
-    the last worker is still loading."""
+    another worker is still loading, and is the last to hear of the end."""
     file = tmp_path / "settings.toml"
     file.write_text(f"workers = {workers}")
     with tempfile.TemporaryDirectory(prefix="mtgr-") as name, ExitStack() as stack:
@@ -94,8 +101,19 @@ def test_what_was_accepted_is_answered_before_the_end(
             hold(directory, workers - 1).touch()
         client, process = stack.enter_context(gateway_process(directory, file))
         port = client.base_url.port or 0
-        load, before, ready = asyncio.run(end_under_load(port, process.terminate))
-        hold(directory, workers - 1).unlink(missing_ok=True)
+        late = process_id(directory, workers - 1) if held else None
+
+        def end() -> None:
+            if late is not None:
+                os.kill(late, signal.SIGSTOP)
+            process.terminate()
+
+        def ended() -> None:
+            if late is not None:
+                hold(directory, workers - 1).unlink()
+                os.kill(late, signal.SIGCONT)
+
+        load, before, ready = asyncio.run(end_under_load(port, end, ended))
         assert process.wait(30) == 0
     assert load.lost == []
     assert load.statuses == {200}
