@@ -1,10 +1,10 @@
 """uvicorn, with connections that are bounded and an end that loses nothing.
 
-On SIGTERM readiness is false at once; connections that the kernel has completed are still taken,
-then the listeners close; whatever request arrives on an open connection is answered with
-`Connection: close`; connections that stay silent are closed after LINGER_S, and what is not done
-within `drain_s` is cut off. The exit status is 0. A worker that is told to end before it takes
-connections leaves them to those that do.
+On SIGTERM readiness is false at once; nobody else is let in, connections that the kernel has
+completed are still taken, then the listeners close; whatever request arrives on an open connection
+is answered with `Connection: close`; connections that stay silent are closed after LINGER_S, and
+what is not done within `drain_s` is cut off. The exit status is 0. A worker that is told to end
+before it takes connections leaves them to those that do.
 """
 
 import asyncio
