@@ -52,22 +52,24 @@ class Admission:
 
     def wait_s(self) -> float:
         """Estimated seconds until a request that came now would get its turn."""
-        return 0.0 if self.free else (self.waiting + 1) * self._between_s()
+        return 0.0 if self.free else self._wait_s()
 
     def check(self, caller: str, deadline: Deadline) -> None:
         """Raises Overloaded where a request that came now could not be answered in time, or where
         its caller has as many waiting as there is room left. Costs microseconds."""
-        if not deadline.left():
+        left_s = deadline.left()
+        if not left_s:
             raise Expired("the deadline passed before the request was read", retry_after_s=1)
         if self.free:
             return
-        self.limit.reached()
-        room = self._room(deadline)
-        if self._of_caller[caller] >= room:
-            waiting = f"{self.waiting} waiting, {self._of_caller[caller]} of this caller"
+        if self.in_flight >= self.limit():
+            self.limit.reached()
+        room, ours = self._room(left_s), self._of_caller[caller]
+        if ours >= room:
             raise Overloaded(
-                f"{waiting}: room for {max(0, math.floor(room))} more within the deadline",
-                retry_after_s=max(1, math.ceil(self.wait_s())),
+                f"{self.waiting} waiting, {ours} of this caller: "
+                f"room for {max(0, math.floor(room))} more within the deadline",
+                retry_after_s=max(1, math.ceil(self._wait_s())),
             )
 
     def turn(self, caller: str, deadline: Deadline) -> "Turn":
@@ -118,9 +120,12 @@ class Admission:
             self._interval_s += WEIGHT * (now - self._ended_at - self._interval_s)
         self._ended_at = now
 
-    def _room(self, deadline: Deadline) -> float:
+    def _wait_s(self) -> float:
+        return (self.waiting + 1) * self._between_s()
+
+    def _room(self, left_s: float) -> float:
         """How many more may wait if all are to be answered within that time."""
-        spare_s = WAITED * (deadline.left() - self._latency_s)
+        spare_s = WAITED * (left_s - self._latency_s)
         in_time = spare_s / self._between_s() if self._latency_s else math.inf
         return min(in_time, self._most_waiting) - self.waiting
 

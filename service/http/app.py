@@ -75,7 +75,8 @@ def _add_work(app: FastAPI, gateway: Gateway) -> None:
     @app.post(RANK, responses={200: {"model": RankAnswer}, **ERRORS})
     async def rank(request: Request, explain: bool = EXPLAIN) -> Response:
         """Rank candidates for a user. `Server-Timing` tells where the time went."""
-        return await endpoints.rank_candidates(gateway, request, gateway.admit(request.scope))
+        arrival = gateway.admit(request.scope["headers"], request.scope["client"])
+        return await endpoints.rank_candidates(gateway, request, arrival)
 
     @app.post("/v1/events", responses={200: {"model": EventsAnswer}, **ERRORS})
     async def events(request: Request) -> Response:

@@ -32,7 +32,7 @@ from service.errors import (
 )
 from service.http.arrival import Arrival
 from service.http.gateway import Gateway
-from service.http.hot_path import answer, arrive, is_ranking
+from service.http.hot_path import RANK, answer, arrive, is_ranking
 from service.http.replies import error_reply
 from service.metrics import NO_SCENE
 
@@ -46,6 +46,7 @@ READ_AHEAD_BYTES = 1 << 20
 """Of a body, before its endpoint asks for more: uvicorn's own 64 KiB would stop and start reading
 for every request of 500 candidates in JSON, at two system calls each."""
 
+RANK_URL = RANK.encode()
 CLOSE = (b"connection", b"close")
 
 FRAMING = 2
@@ -70,6 +71,8 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: BaseTransport) -> None:
         super().connection_made(cast(Any, transport))
+        # uvloop would keep a refusal until all who are at work have had their turn.
+        self.transport.set_write_buffer_limits(high=0)
         most = self._gateway.settings.max_connections
         if len(self.connections) > most:
             self._refuse(Overloaded(f"{most} connections, the most allowed", retry_after_s=1))
@@ -99,19 +102,33 @@ class Connection(HttpToolsProtocol):
             self._refuse(TooLarge("too many bytes", path="$", expected=expected))
 
     def on_message_begin(self) -> None:
-        super().on_message_begin()
+        self.url, self.headers, self.expect_100_continue = b"", [], False
         self._begun, self._wire_bytes, self._in_head = monotonic(), 0, True
 
     def on_headers_complete(self) -> None:
+        """What is refused by its head is refused before uvicorn makes anything of it; its body is
+        read past."""
         self._in_head = False
+        arrival = None
+        if self.url == RANK_URL and not self._busy and self.parser.get_method() == b"POST":
+            arrival = arrive(self._gateway, self.headers, self.client)
+            if isinstance(arrival, Response):
+                once = self.parser.get_http_version() == "1.0"
+                self._respond(arrival, not once and self.parser.should_keep_alive())
+                return
+        url, headers, expected = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()  # makes the scope
+        self.url, self.expect_100_continue = url, expected
+        self.headers += headers
+        self.scope["state"]["arrival"] = arrival
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         """uvicorn's, but for how much of a body is read before it is asked for, and that a body
         which comes in one piece is not copied."""
-        cycle: Any = self.cycle
-        if cycle.response_complete:
+        if not self._busy:
             return
+        cycle: Any = self.cycle
         if not cycle.body:
             cycle.body = body
         else:
@@ -124,7 +141,8 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._begun = None
-        super().on_message_complete()
+        if self._busy:
+            super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """uvicorn's, without its timer for silence: `sweep` looks for that."""
@@ -137,15 +155,14 @@ class Connection(HttpToolsProtocol):
             self._start_asgi_task(*self.pipeline.pop())
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        """As uvicorn does, but for ranking. What is refused by its head needs no task, so that it
-        neither waits for those of others nor costs much; its body is read past."""
+        """As uvicorn does, but for ranking; what is refused needs no task."""
         scope: Any = cycle.scope
         if not is_ranking(scope):
             super()._start_asgi_task(cycle, app)
             return
-        arrival = arrive(self._gateway, scope)
+        arrival = scope["state"]["arrival"] or arrive(self._gateway, scope["headers"], self.client)
         if isinstance(arrival, Response):
-            self._respond(cycle, arrival)
+            self._end(cycle, arrival)
             return
         task = self.loop.create_task(self._rank(cycle, arrival))
         task.add_done_callback(self.tasks.discard)
@@ -159,18 +176,21 @@ class Connection(HttpToolsProtocol):
         if self.flow.write_paused and not cycle.disconnected:
             await self.flow.drain()
         if not cycle.disconnected:
-            self._respond(cycle, response)
+            self._end(cycle, response)
 
-    def _respond(self, cycle: RequestResponseCycle, response: Response) -> None:
+    def _end(self, cycle: RequestResponseCycle, response: Response) -> None:
+        cycle.response_started = cycle.response_complete = True
+        self._respond(response, cycle.keep_alive)
+
+    def _respond(self, response: Response, keep_alive: bool) -> None:
         """The answer in its turn, and what comes after it."""
         headers = [*self.server_state.default_headers, *response.raw_headers]
         if CLOSE in headers:  # the service is ending
-            cycle.keep_alive = False
-        elif not cycle.keep_alive:
+            keep_alive = False
+        elif not keep_alive:
             headers.append(CLOSE)
         self._write(response, headers)
-        cycle.response_started = cycle.response_complete = True
-        if not cycle.keep_alive:
+        if not keep_alive:
             self.transport.close()
         self.on_response_complete()
 
@@ -181,9 +201,14 @@ class Connection(HttpToolsProtocol):
         )
 
     @property
+    def _busy(self) -> bool:
+        """Whether a request is let in that has no answer yet."""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    @property
     def idle(self) -> bool:
         """Whether no request is being read or answered."""
-        return self._begun is None and (self.cycle is None or self.cycle.response_complete)
+        return self._begun is None and not self._busy
 
     def sweep(self, now: float) -> None:
         """End what is overdue at `now`, of the monotonic clock."""
@@ -210,8 +235,7 @@ class Connection(HttpToolsProtocol):
 
     def _refuse(self, error: ServiceError) -> None:
         """Answer and end the connection, in its turn: after the answers to earlier requests."""
-        busy = self.cycle is not None and not self.cycle.response_complete
-        if busy and (self._in_head or self.pipeline or self.cycle.response_started):
+        if (busy := self._busy) and (self._in_head or self.pipeline or self.cycle.response_started):
             self._end_after_answers()
             return
         self._ended = True

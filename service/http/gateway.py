@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from time import monotonic, time
@@ -36,6 +36,12 @@ log = logging.getLogger("mtgr")
 
 CONNECTIONS_AHEAD = 8
 """Opened to Redis before the first request."""
+
+RawHeaders = Iterable[tuple[bytes, bytes]]
+"""Names in lower case."""
+
+Client = tuple[str, int] | None
+"""Address and port, where a connection has them."""
 
 FIRST_RETRY_S, LAST_RETRY_S = 0.25, 8.0
 """Between two attempts to start an engine that lies beyond this process, doubling."""
@@ -105,21 +111,20 @@ class Gateway:
 
     def caller(self, scope: Mapping[str, Any]) -> str:
         """Who sent a request; raises Unauthorized or RateLimited."""
-        return self._identify(dict(scope["headers"]), scope)
+        return self._identify(dict(scope["headers"]), scope["client"])
 
-    def admit(self, scope: Mapping[str, Any]) -> Arrival:
+    def admit(self, raw_headers: RawHeaders, client: Client) -> Arrival:
         """Refuse a ranking request by its head, before anything is spent on it. Raises
         Unauthorized, NotReady or Overloaded."""
         start = monotonic() - self.lag()  # for so long it may have lain in its socket
-        headers = dict(scope["headers"])
-        caller = self._identify(headers, scope)
+        headers = dict(raw_headers)
+        caller = self._identify(headers, client)
         self.require_loaded()
         deadline = self.deadline(start, told_patience_ms(headers))
         self.admission.check(caller, deadline)
         return Arrival(headers, caller, start, deadline)
 
-    def _identify(self, headers: Mapping[bytes, bytes], scope: Mapping[str, Any]) -> str:
-        client = scope["client"]
+    def _identify(self, headers: Mapping[bytes, bytes], client: Client) -> str:
         return self._callers.identify(headers, client[0] if client else "")
 
     def deadline(self, start: float, patience_ms: int | None) -> Deadline:

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope
 from service.errors import InvalidRequest, ServiceError
 from service.http.arrival import Arrival
 from service.http.endpoints import rank_candidates
-from service.http.gateway import Gateway
+from service.http.gateway import Client, Gateway, RawHeaders
 from service.http.guard import answer_bug
 from service.http.replies import error_reply
 from service.metrics import NO_SCENE
@@ -27,10 +27,10 @@ def is_ranking(scope: Scope) -> bool:
     return bool(scope["path"] == RANK and scope["method"] == "POST")
 
 
-def arrive(gateway: Gateway, scope: Scope) -> Arrival | Response:
+def arrive(gateway: Gateway, headers: RawHeaders, client: Client) -> Arrival | Response:
     """What the head of a ranking request told, or the answer to one that is refused by it."""
     try:
-        return gateway.admit(scope)
+        return gateway.admit(headers, client)
     except ServiceError as error:
         gateway.metrics.refused.labels(NO_SCENE, error.type).inc()
         return error_reply(error)

@@ -198,7 +198,7 @@ def error_reply(error: ServiceError) -> Response:
     }
     response = reply({"error": detail}, status=error.status)
     if error.retry_after_s is not None:
-        response.headers["retry-after"] = str(error.retry_after_s)
+        response.raw_headers.append((b"retry-after", b"%d" % error.retry_after_s))
     return response
 
 

@@ -228,6 +228,31 @@ def test_a_loop_that_is_always_late_has_less_to_do(clock: Clock) -> None:
     assert passing() == 256
 
 
+def test_a_limit_that_is_not_in_the_way_stays(clock: Clock) -> None:
+    """Places are given one a round: with work this short fewer are taken than there are, and who
+    waits does not wait for the limit. Else it would grow until it held nobody back."""
+
+    async def law() -> None:
+        gate = Admission(256, 1000)
+        await taught(gate, clock, 0.001)
+
+        async def work() -> None:
+            async with gate.turn("a", Deadline.after(1e6)):
+                clock.now += 0.001
+                await asyncio.sleep(0)
+
+        async with asyncio.TaskGroup() as flood:
+            for _ in range(10):
+                flood.create_task(work())
+            for _ in range(int(50 * WINDOW_S / 0.001)):
+                await asyncio.sleep(0)
+                assert gate.waiting
+                flood.create_task(work())
+        assert gate.limit() <= 2 * CALM
+
+    asyncio.run(law())
+
+
 def test_the_calm_latency_is_measured_anew_under_lasting_pressure(clock: Clock) -> None:
     """After a while without calm, few are worked on at a time until it is known again."""
     limit = Limit(256)
@@ -298,6 +323,33 @@ def test_one_request_too_many_is_refused_with_a_time_to_come_back(
     assert third.json()["error"]["type"] == "overloaded"
     counted = 'mtgr_refused_total{reason="overloaded",scene="none"} 1.0'
     assert counted in client.get("/metrics").text
+
+
+def test_refusals_keep_their_turn_and_their_connection(held: tuple[httpx.Client, Held]) -> None:
+    """Each of several requests on a connection is answered in its place, the first before its body
+    has come; the last one's wish to close is granted."""
+    client, engine = held
+    engine.holding = True
+    address = (client.base_url.host, client.base_url.port)
+    head = "POST /v1/rank HTTP/1.1\r\nhost: x\r\ncontent-length: 8\r\n"
+    live = "GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n"
+    with ThreadPoolExecutor(2) as pool, socket.create_connection(address, timeout=20) as raw:
+        first = pool.submit(client.post, "/v1/rank", json=request())
+        engine.entered.acquire()
+        second = pool.submit(client.post, "/v1/rank", json=request())
+        while "mtgr_waiting 1.0" not in client.get("/metrics").text:
+            pass
+        raw.sendall(f"{head}\r\n".encode())
+        answers = raw.recv(1 << 16)
+        raw.sendall(f"not body{live}{head}\r\nnot body".encode())
+        raw.sendall(f"{live}{head}connection: close\r\n\r\nnot body".encode())
+        while part := raw.recv(1 << 16):
+            answers += part
+        engine.leave.set()
+        assert first.result().status_code == second.result().status_code == 200
+    statuses = [int(answer[:3]) for answer in answers.split(b"HTTP/1.1 ")[1:]]
+    assert statuses == [429, 200, 429, 200, 429]
+    assert answers.count(b"connection: close") == 1
 
 
 def test_who_hangs_up_while_waiting_costs_no_work(held: tuple[httpx.Client, Held]) -> None:
