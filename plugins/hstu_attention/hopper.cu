@@ -24,7 +24,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (threadIdx.x == 32) prefetch_maps(maps);
   __syncthreads();
 
-  const int warpgroup = threadIdx.x / 128;
+  // From lane 0, so that the compiler knows it to be the same in all lanes.
+  const int warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);
   if (warpgroup == 0) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
     switch (threadIdx.x / 32) {

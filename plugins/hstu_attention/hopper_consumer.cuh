@@ -13,10 +13,11 @@ template <class T>
 class Consumer {
  public:
   __device__ Consumer(const Problem& p, Shared& shared, int index, Partial* partials, int* counters)
-      : p_(p), shared_(shared), index_(index), partials_(partials), counters_(counters) {}
+      : p_(p), shared_(shared), index_(index), exchange_(index, partials, counters) {}
 
   __device__ void run() {
     WorkList list{shared_};
+    if (index_ == 1) pass_turn();  // the first one is the other's
     for (; list.wait_next(); list.done()) {
       const Work& work = list.current();
       if (work.rows > index_ * 64) {
@@ -25,9 +26,9 @@ class Consumer {
         attend(work);
         if (work.parts == 1) {
           store<true>(work, kAllGroups);
-        } else if (const int owned = combine(work)) {
+        } else if (const int owned = exchange_.combine(work, out_)) {
           store<false>(work, owned);
-          leave(work);
+          exchange_.leave(work);
         }
       } else {  // all of the tile's rows belong to the other consumer
         wait_query();
@@ -68,8 +69,9 @@ class Consumer {
   // Issues S = Q K^T for the K tile at ring_.
   __device__ void issue_scores() {
     wait_slot(ring_);
-    const uint64_t q = descriptor(shared_.query[index_], 0);
-    const uint64_t k = descriptor(shared_.slot[ring_.slot], 0);
+    const uint32_t q = descriptor(shared_.query[index_], 0);
+    const uint32_t k = descriptor(shared_.slot[ring_.slot], 0);
+    wait_turn();
     products_begin();
 #pragma unroll
     for (int step = 0; step < kDim / 16; ++step) {
@@ -81,7 +83,7 @@ class Consumer {
 
   // Issues out += P V for the V tile in `slot`.
   __device__ void issue_sum(int slot, const uint32_t (&weights)[16]) {
-    const uint64_t v = descriptor(shared_.slot[slot], kSlotBytes / kChunks);
+    const uint32_t v = descriptor(shared_.slot[slot], kSlotBytes / kChunks);
     products_begin();
 #pragma unroll
     for (int step = 0; step < kTileN / 16; ++step)
@@ -89,31 +91,31 @@ class Consumer {
     products_commit();
   }
 
-  // s_ = silu(alpha s_), zero where row i sees neither a key below limit[i] nor key self[i].
-  __device__ void activate(int limit0, int limit1, int self0, int self1) {
+  // s_ = silu(alpha s_), zero where a row does not see the key.
+  __device__ void activate(const Work& work, const Keys& keys) {
+    // Row i sees the keys below limit[i], and key self[i].
+    int limit[2] = {keys.count, keys.count}, self[2] = {-1, -1};
+    if (keys.kind != Keys::kFixed) {
+      const bool diagonal = keys.kind == Keys::kSelf || work.segment == kRealtime;
+      const int first = keys.first - (keys.kind == Keys::kSelf ? 0 : work.request_row);
+      for (int i = 0; i < 2; ++i) {
+        limit[i] = keys.kind == Keys::kSelf ? 0 : seen_[i] - keys.first;
+        if (diagonal) self[i] = row(i) - first;
+      }
+    }
 #pragma unroll
     for (float& x : s_) x = silu_of_twice(x * p_.half_alpha);
-    if (__all_sync(~0u, min(limit0, limit1) >= kTileN)) return;
+    if (__all_sync(~0u, min(limit[0], limit[1]) >= kTileN)) return;
+    const int column = lane() % 4 * 2;
 #pragma unroll
     for (int j = 0; j < kTileN / 8; ++j)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int key = j * 8 + lane() % 4 * 2 + i % 2;
-        const bool seen = i < 2 ? key < limit0 || key == self0 : key < limit1 || key == self1;
-        if (!seen) s_[4 * j + i] = 0.f;
-      }
-  }
-
-  __device__ void activate(const Work& work, const Keys& keys) {
-    if (keys.kind == Keys::kFixed)
-      activate(keys.count, keys.count, -1, -1);
-    else if (keys.kind == Keys::kSelf)
-      activate(0, 0, row(0) - keys.first, row(1) - keys.first);
-    else {
-      const int diagonal =
-          work.segment == kRealtime ? work.request_row - keys.first : -2 * kTileM - kTileN;
-      activate(seen_[0] - keys.first, seen_[1] - keys.first, diagonal + row(0), diagonal + row(1));
-    }
+      for (int i = 0; i < 2; ++i)
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          const int key = j * 8 + c;
+          if (key >= limit[i] - column && key != self[i] - column) s_[4 * j + 2 * i + c] = 0.f;
+        }
   }
 
   __device__ void pack(uint32_t (&weights)[16]) {
@@ -131,6 +133,7 @@ class Consumer {
     if (unit == end) return release(&shared_.query_empty[index_]);
     uint32_t weights[16];
     issue_scores();
+    pass_turn();
     products_wait<0>();
     release_slot();
     activate(work, Keys(work, unit));
@@ -150,6 +153,7 @@ class Consumer {
       issue_scores();
       wait_slot(value);
       issue_sum(value.slot, weights);
+      pass_turn();
       products_wait<1>();
       release_slot();
       activate(work, Keys(work, unit));
@@ -158,9 +162,17 @@ class Consumer {
     }
   }
 
+  // The consumers take turns at issuing a unit's products, so that one's registers change hands
+  // while the other's products keep the matrix units busy. Left alone they fall into step, and both
+  // leave them idle at once.
+  __device__ void wait_turn() { named_barrier(kTurn + index_, 2 * 128); }
+  __device__ void pass_turn() { named_barrier_arrive(kTurn + (index_ ^ 1), 2 * 128); }
+
   // Passes by a unit of the other consumer. A slot may be released only once it is full: an earlier
   // arrival would count for its last use.
   __device__ void skip() {
+    wait_turn();
+    pass_turn();
     for (int i = 0; i < 2; ++i) {
       wait_slot(ring_);
       release_slot();
@@ -170,70 +182,6 @@ class Consumer {
   __device__ void release_slot() {
     release(&shared_.empty[ring_.slot]);
     ring_.advance();
-  }
-
-  // Where a part of the tile leaves its partial sums. A block's first partial tile began in an
-  // earlier block, its second one begins in it.
-  __device__ Partial& partial(const Work& work, int part) const {
-    const int place = 2 * (work.first_part + part) + (part == 0);
-    return partials_[place * kConsumers + index_];
-  }
-
-  // Exchanges partial sums with the other parts of the tile. Each owner adds those of its columns
-  // to its own, in the order of the parts, so that results never depend on timing. Returns the
-  // groups that this consumer now holds whole.
-  __device__ int combine(const Work& work) {
-    int owned = 0;
-    for (int group = 0; group < kGroups; ++group)
-      owned |= (group * work.owners / kGroups == work.part) << group;
-    // The low half of the counter counts parts that have written their sums (all but an only
-    // owner), the high half owners that have read them.
-    int* counter = counters_ + work.first_part * kConsumers + index_;
-    const int writers = work.parts - (work.owners == 1);
-    if (owned != kAllGroups) {
-      partial(work, work.part).write(out_, ~owned);
-      named_barrier(1 + index_, 128);
-      if (thread() == 0) add_release(counter, 1);
-    }
-    if (owned == 0) return 0;
-    if (thread() == 0)
-      while ((load_acquire(counter) & 0xffff) != writers) continue;
-    named_barrier(1 + index_, 128);
-    add_others<0>(work, owned);
-    add_others<kGroups / 2>(work, owned);
-    return owned;
-  }
-
-  // The last owner that has read its sums leaves the counter as it was found.
-  __device__ void leave(const Work& work) {
-    int* counter = counters_ + work.first_part * kConsumers + index_;
-    named_barrier(1 + index_, 128);
-    if (thread() == 0 && atomicAdd(counter, 1 << 16) >> 16 == min(work.owners, kGroups) - 1)
-      *counter = 0;
-  }
-
-  __device__ static void add_release(int* address, int value) {
-    asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
-  }
-
-  __device__ static int load_acquire(const int* address) {
-    int value;
-    asm volatile("ld.acquire.gpu.global.b32 %0, [%1];" : "=r"(value) : "l"(address) : "memory");
-    return value;
-  }
-
-  // Adds what the other parts left of these groups, two parts' loads in flight at a time.
-  template <int kFirst>
-  __device__ void add_others(const Work& work, int owned) {
-    if ((owned >> kFirst & (1 << kGroups / 2) - 1) == 0) return;
-#pragma unroll 1
-    for (int i = 0; i < work.parts - 1; i += 2) {
-      Term<kFirst> one, two;
-      one.load(partial(work, i + (i >= work.part)), owned);
-      if (i + 2 < work.parts) two.load(partial(work, i + 1 + (i + 1 >= work.part)), owned);
-      one.add_to(out_);
-      two.add_to(out_);
-    }
   }
 
   // Scales, rounds and stores the valid rows of some column groups, known at compile time if all.
@@ -277,8 +225,7 @@ class Consumer {
   const Problem& p_;
   Shared& shared_;
   const int index_;
-  Partial* const partials_;
-  int* const counters_;
+  Exchange exchange_;
   Ring<kSlots> ring_{};
   uint32_t query_parity_ = 0;
   int seen_[2];     // real-time keys that each row sees

@@ -72,4 +72,81 @@ struct Term {
   }
 };
 
+// One consumer's dealings with the others that have a part of its tile.
+class Exchange {
+ public:
+  __device__ Exchange(int index, Partial* partials, int* counters)
+      : index_(index), partials_(partials), counters_(counters) {}
+
+  // Exchanges partial sums with the other parts of the tile. Each owner adds those of its columns
+  // to its own, in the order of the parts, so that results never depend on timing. Returns the
+  // groups that this consumer now holds whole.
+  __device__ int combine(const Work& work, float (&out)[128]) const {
+    int owned = 0;
+    for (int group = 0; group < kGroups; ++group)
+      owned |= (group * work.owners / kGroups == work.part) << group;
+    // The low half of the counter counts parts that have written their sums (all but an only
+    // owner), the high half owners that have read them.
+    int* counter = counters_ + work.first_part * kConsumers + index_;
+    const int writers = work.parts - (work.owners == 1);
+    if (owned != kAllGroups) {
+      partial(work, work.part).write(out, ~owned);
+      named_barrier(kOwn + index_, 128);
+      if (threadIdx.x % 128 == 0) add_release(counter, 1);
+    }
+    if (owned == 0) return 0;
+    if (threadIdx.x % 128 == 0)
+      while ((load_acquire(counter) & 0xffff) != writers) continue;
+    named_barrier(kOwn + index_, 128);
+    add_others<0>(work, owned, out);
+    add_others<kGroups / 2>(work, owned, out);
+    return owned;
+  }
+
+  // The last owner that has read its sums leaves the counter as it was found.
+  __device__ void leave(const Work& work) const {
+    int* counter = counters_ + work.first_part * kConsumers + index_;
+    named_barrier(kOwn + index_, 128);
+    if (threadIdx.x % 128 == 0 &&
+        atomicAdd(counter, 1 << 16) >> 16 == min(work.owners, kGroups) - 1)
+      *counter = 0;
+  }
+
+ private:
+  // Where a part of the tile leaves its partial sums. A block's first partial tile began in an
+  // earlier block, its second one begins in it.
+  __device__ Partial& partial(const Work& work, int part) const {
+    const int place = 2 * (work.first_part + part) + (part == 0);
+    return partials_[place * kConsumers + index_];
+  }
+
+  __device__ static void add_release(int* address, int value) {
+    asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
+  }
+
+  __device__ static int load_acquire(const int* address) {
+    int value;
+    asm volatile("ld.acquire.gpu.global.b32 %0, [%1];" : "=r"(value) : "l"(address) : "memory");
+    return value;
+  }
+
+  // Adds what the other parts left of these groups, two parts' loads in flight at a time.
+  template <int kFirst>
+  __device__ void add_others(const Work& work, int owned, float (&out)[128]) const {
+    if ((owned >> kFirst & (1 << kGroups / 2) - 1) == 0) return;
+#pragma unroll 1
+    for (int i = 0; i < work.parts - 1; i += 2) {
+      Term<kFirst> one, two;
+      one.load(partial(work, i + (i >= work.part)), owned);
+      if (i + 2 < work.parts) two.load(partial(work, i + 1 + (i + 1 >= work.part)), owned);
+      one.add_to(out);
+      two.add_to(out);
+    }
+  }
+
+  const int index_;
+  Partial* const partials_;
+  int* const counters_;
+};
+
 }  // namespace mtgr::hopper

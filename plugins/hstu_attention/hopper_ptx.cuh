@@ -54,6 +54,11 @@ __device__ __forceinline__ void named_barrier(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+// Counts as one of the `threads`, without waiting for the others.
+__device__ __forceinline__ void named_barrier_arrive(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
 // A box of a [heads][4 column chunks][rows][64 columns] view lands as [4][box rows][64], each row
 // of 128 bytes swizzled, at `shared` (1024-byte aligned).
 __device__ __forceinline__ void copy_box(void* shared, const CUtensorMap* map, int row, int head,
@@ -69,11 +74,21 @@ __device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
-// Matrix descriptor of a 128-byte-swizzled tile. K-major (Q, K): `chunk_bytes` is ignored. MN-major
-// (V): it is the distance between chunks of 64 columns. Groups of 8 rows lie 1024 bytes apart.
-__device__ __forceinline__ uint64_t descriptor(const void* shared, int chunk_bytes) {
-  return uint64_t{1} << 62 | uint64_t{1024 >> 4} << 32 | uint64_t(chunk_bytes >> 4) << 16 |
-         (shared_address(shared) & 0x3ffff) >> 4;
+// Matrix descriptor of a 128-byte-swizzled tile, its low word: `shared`, and for MN-major tiles (V)
+// the distance between chunks of 64 columns; K-major ones (Q, K) ignore it. It counts 16 bytes, so
+// small steps within a tile can be added to it.
+//
+// Read from lane 0, that is known to be the same in all lanes: the compiler cannot know it of what
+// depends on threadIdx, and then makes each descriptor in vector registers and moves it to the
+// uniform ones that products want, which takes as long as the product itself.
+__device__ __forceinline__ uint32_t descriptor(const void* shared, int chunk_bytes) {
+  const uint32_t low = uint32_t(chunk_bytes >> 4) << 16 | (shared_address(shared) & 0x3ffff) >> 4;
+  return __shfl_sync(~0u, low, 0);
+}
+
+// The whole descriptor: groups of 8 rows lie 1024 bytes apart.
+__device__ __forceinline__ uint64_t wide(uint32_t descriptor) {
+  return uint64_t{1} << 62 | uint64_t{1024 >> 4} << 32 | descriptor;
 }
 
 __device__ __forceinline__ void products_begin() {
@@ -100,10 +115,10 @@ __device__ __forceinline__ void products_wait() {
       " {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23," \
       "%24,%25,%26,%27,%28,%29,%30,%31}, %32, %33, p, 1, 1, 0, 0;\n}\n"                          \
       : MTGR_F32(s, 0)                                                                           \
-      : "l"(a), "l"(b), "r"(accumulate))
+      : "l"(wide(a)), "l"(wide(b)), "r"(accumulate))
 
 template <class T>
-__device__ __forceinline__ void product_qk(float (&s)[32], uint64_t a, uint64_t b, int accumulate) {
+__device__ __forceinline__ void product_qk(float (&s)[32], uint32_t a, uint32_t b, int accumulate) {
   if constexpr (std::is_same_v<T, __half>)
     MTGR_PRODUCT_QK("f16");
   else
@@ -122,10 +137,10 @@ __device__ __forceinline__ void product_qk(float (&s)[32], uint64_t a, uint64_t 
       "%109,%110,%111,%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,"    \
       "%126,%127}, {%128,%129,%130,%131}, %132, 1, 1, 1, 1;\n"                                   \
       : MTGR_F128(o)                                                                             \
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(wide(b)))
 
 template <class T>
-__device__ __forceinline__ void product_pv(float (&o)[128], const uint32_t* a, uint64_t b) {
+__device__ __forceinline__ void product_pv(float (&o)[128], const uint32_t* a, uint32_t b) {
   if constexpr (std::is_same_v<T, __half>)
     MTGR_PRODUCT_PV("f16");
   else

@@ -16,6 +16,8 @@ constexpr int kThreads = 128 * (1 + kConsumers);
 constexpr int kSlots = 5;
 constexpr int kWorks = 4;
 constexpr int kSlotBytes = kTileN * kDim * 2;
+// Named barriers, one a consumer: of its own threads, and for its turn.
+constexpr int kOwn = 1, kTurn = kOwn + kConsumers;
 static_assert(kTileM == kConsumers * kTileN);  // query and key boxes have one shape
 
 // Position in a ring of slots: the parity is that of the next completion to wait for.

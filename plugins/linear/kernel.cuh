@@ -97,8 +97,8 @@ __device__ void consume(const Launch& launch, Shared<kTile>& shared, const Membe
     }
     for (int block = 0; block < blocks_deep; ++block) {
       wait(&shared.full[next.stage], next.parity);
-      const uint64_t x = descriptor(shared.x[next.stage] + first_row * kRowBytes, 0);
-      const uint64_t weight = descriptor(shared.weight[next.stage], 0);
+      const uint32_t x = descriptor(shared.x[next.stage] + first_row * kRowBytes, 0);
+      const uint32_t weight = descriptor(shared.weight[next.stage], 0);
       products_begin();
 #pragma unroll
       for (int i = 0; i < kDepth / 16; ++i)  // descriptors count 16 bytes

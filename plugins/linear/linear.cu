@@ -31,7 +31,7 @@ int check(const mtgr_linear_args& a) {
 // what L2 hands out.
 double clocks(const mtgr_linear_args* problems, int count, int processors, const Tile& tile) {
   constexpr double kStart = 2000, kProductsAClock = 2000, kBytesAClock = 38, kShareOfL2 = 25.4;
-  const double tile_out = (tile.turns ? 0.47 : 0.245) * tile.rows() * tile.columns;
+  const double tile_out = (tile.turns ? 0.35 : 0.245) * tile.rows() * tile.columns;
   const double loaded = (tile.loaded_rows() + tile.loaded_columns()) * kDepth * 2;
   const double stage =
       std::max(tile.rows() * tile.columns * kDepth / kProductsAClock, loaded / kBytesAClock);

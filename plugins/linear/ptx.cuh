@@ -90,7 +90,7 @@ __device__ __forceinline__ void load_matrices(uint32_t (&m)[4], const void* row)
                "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE " {" REGISTERS \
                "}, %" #A ", %" #B ", p, 1, 1, 0, 0;\n}\n"                                     \
                : __VA_ARGS__                                                                  \
-               : "l"(a), "l"(b), "r"(accumulate))
+               : "l"(wide(a)), "l"(wide(b)), "r"(accumulate))
 
 #define MTGR_PRODUCTS(TYPE)                                                                        \
   if constexpr (kN == 64)                                                                          \
@@ -112,7 +112,7 @@ __device__ __forceinline__ void load_matrices(uint32_t (&m)[4], const void* row)
 
 // c (64 x kN, fp32) = or += A (64 x 16) * B (kN x 16)^T, both K-major in shared memory.
 template <class T, int kN>
-__device__ __forceinline__ void product(float (&c)[kN / 2], uint64_t a, uint64_t b,
+__device__ __forceinline__ void product(float (&c)[kN / 2], uint32_t a, uint32_t b,
                                         int accumulate) {
   static_assert(kN == 64 || kN == 96 || kN == 128 || kN == 176 || kN == 192 || kN == 256);
   if constexpr (std::is_same_v<T, __half>) {
