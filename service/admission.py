@@ -47,6 +47,7 @@ class Admission:
         self._queue: list[tuple[float, int, Place]] = []
         self._entered = 0
         self._waking = False
+        self._pausing = 0
         self._of_caller: Counter[str] = Counter()
         self.waiting = 0
 
@@ -90,6 +91,17 @@ class Admission:
         """Begin a turn once it comes."""
         self.check(caller, deadline)
         await self._wait(caller, deadline)
+
+    async def pause(self) -> None:
+        """Between two pieces of work on a request: where others wait, the event loop reads what has
+        come meanwhile, and refuses it, before it goes on with this one and then with the next."""
+        if not self._queue:
+            return
+        self._pausing += 1
+        try:
+            await asyncio.sleep(0)
+        finally:
+            self._pausing -= 1
 
     def leave(self, beside: int, start: float) -> None:
         """End a turn that began at `start`, with `beside` at work."""
@@ -166,7 +178,7 @@ class Admission:
         """Give a place to who has the least slack: one a round, so that between two pieces of work
         the loop reads what has come meanwhile, and refuses it."""
         self._waking = False
-        while self._queue and self.in_flight < self.limit():
+        while self._queue and self.in_flight < self.limit() and not self._pausing:
             _, _, place = heapq.heappop(self._queue)
             if not place.done():
                 self.in_flight += 1

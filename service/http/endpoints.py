@@ -55,6 +55,8 @@ async def rank_candidates(gateway: Gateway, request: Request, arrival: Arrival) 
             )
             state["request_id"] = checked.request_id
             stages.mark("validate")
+            await gateway.admission.pause()
+            stages.mark("queue")
             ranked = await rank(checked, model, scene.served.features, deadline, stages)
             answer = rank_answer(checked.request_id, model.version, ranked)
             if explaining:

@@ -228,6 +228,32 @@ def test_a_loop_that_is_always_late_has_less_to_do(clock: Clock) -> None:
     assert passing() == 256
 
 
+def test_between_two_pieces_of_work_the_loop_reads_and_nobody_begins(clock: Clock) -> None:
+    """As long as somebody waits, each round of the event loop has one piece of one request."""
+
+    async def law() -> None:
+        gate, done, rounds = Admission(2, 1000), list[tuple[str, int]](), 0
+        await taught(gate, clock, 0.001)
+
+        async def work(name: str) -> None:
+            async with gate.turn("a", Deadline.after(1e6)):
+                if name in "ab":
+                    await asyncio.sleep(0)  # until the others wait
+                done.append((name, rounds))
+                await gate.pause()
+                done.append((name, rounds))
+
+        requests = [asyncio.create_task(work(name)) for name in "abcdefgh"]
+        while not all(request.done() for request in requests):
+            await asyncio.sleep(0)
+            rounds += 1
+        waited = done[4:]
+        assert [name for name, _ in waited] == list("ccddeeffgghh")
+        assert len({at for _, at in waited[:-2]}) == len(waited[:-2])
+
+    asyncio.run(law())
+
+
 def test_a_limit_that_is_not_in_the_way_stays(clock: Clock) -> None:
     """Places are given one a round: with work this short fewer are taken than there are, and who
     waits does not wait for the limit. Else it would grow until it held nobody back."""
