@@ -56,7 +56,7 @@ fuzz: $(VENV)/.dev           ## 100,000 cases of each target: bodies, records, t
 soak: $(VENV)/.dev           ## MINUTES at 0.6 x capacity with bursts, reloads and faults
 	$(RUN)/python -m tests.bench.soak --minutes $(MINUTES)
 
-bench-overload: $(VENV)/.dev ## three times the load that can be answered, 5 minutes
+bench-overload: $(VENV)/.dev ## three times the load that can be answered, 6 minutes
 	$(RUN)/python -m tests.bench.overload
 
 bench-faults: $(VENV)/.dev   ## the fault table: every dependency failing in every way, 5 minutes

@@ -20,7 +20,7 @@ import httpx
 
 from engine_build.triton.model_config import ServingOptions
 from engine_build.triton.repository import add_model
-from tests.bench.overload import load
+from tests.bench.overload_world import load
 from tests.chaos import ChaosProxy, RedisServer, chaos, free_port
 from tests.conftest import ROOT
 from tests.triton.install import install

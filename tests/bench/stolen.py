@@ -1,0 +1,55 @@
+"""Which seconds of a measurement a virtual machine had its cores in: the kernel counts what the
+host took from it ("steal" in /proc/stat), which no program in it can see or help."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event, Thread
+from time import monotonic
+
+import numpy as np
+from numpy.typing import NDArray
+
+EVERY_S = 0.1
+"""Between two looks at the counter."""
+
+TICK_S = 0.01
+"""What /proc/stat counts in."""
+
+MOST_S = 0.02
+"""Taken within a second, of all cores together, above which it was not ours. A quiet host takes
+one tick in most seconds."""
+
+Look = tuple[float, float]
+"""Seconds on the monotonic clock, and seconds taken until then."""
+
+
+@contextmanager
+def looking() -> Iterator[list[Look]]:
+    """Looks at the counter during the block, in order."""
+    looks, ended = [_look()], Event()
+
+    def look() -> None:
+        while not ended.wait(EVERY_S):
+            looks.append(_look())
+
+    thread = Thread(target=look)
+    thread.start()
+    try:
+        yield looks
+    finally:
+        ended.set()
+        thread.join()
+        looks.append(_look())
+
+
+def taken(looks: list[Look], start: float, seconds: float) -> NDArray[np.float64]:
+    """[N] seconds taken within each whole second after `start`, N = floor(seconds)."""
+    at, total = np.array(looks).T
+    edges = np.interp(start + np.arange(int(seconds) + 1), at, total)
+    return np.diff(edges)
+
+
+def _look() -> Look:
+    whole = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+    return monotonic(), TICK_S * int(whole[8])
