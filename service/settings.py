@@ -166,7 +166,7 @@ class Settings(StoreSettings):
         default=60_000, ge=1, description="longest deadline accepted, milliseconds"
     )
     answer_reserve_ms: int = Field(
-        default=10, ge=0, description="kept of each deadline for writing the answer, milliseconds"
+        default=15, ge=0, description="kept of each deadline for writing the answer, milliseconds"
     )
     admin_token: str = Field(
         default="", description="bearer token that may switch engines over HTTP; empty: nobody"
