@@ -5,9 +5,11 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -62,9 +64,10 @@ class DeviceArray {
   size_t count_;
 };
 
-// Median microseconds of one call: `calls` calls captured in a graph, replayed `replays` times.
+// Median microseconds of one call: `calls` calls captured in a graph, replayed `replays` times,
+// after `pause_ms` milliseconds of rest each.
 inline double median_us(const std::function<void(cudaStream_t)>& call, int calls = 10,
-                        int replays = 60) {
+                        int replays = 60, int pause_ms = 0) {
   cudaStream_t stream;
   cudaGraph_t graph;
   cudaGraphExec_t executable;
@@ -81,6 +84,7 @@ inline double median_us(const std::function<void(cudaStream_t)>& call, int calls
   std::vector<float> times;
   for (int i = 0; i < replays + 5; ++i) {
     float milliseconds = 0;
+    if (pause_ms > 0) std::this_thread::sleep_for(std::chrono::milliseconds(pause_ms));
     CHECK_CUDA(cudaEventRecord(begin, stream));
     CHECK_CUDA(cudaGraphLaunch(executable, stream));
     CHECK_CUDA(cudaEventRecord(end, stream));

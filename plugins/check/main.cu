@@ -2,7 +2,9 @@
 //   mtgr_check check [cases]   random ragged problems, poisoned rows, repeated runs
 //   mtgr_check bench           the figures of the READMEs
 //   mtgr_check linear [cases]  the same two for the products alone
-//   mtgr_check run B H K       one attention problem, twice, for a profiler
+//   mtgr_check run B H K [replays [pause]]
+//       one attention problem, twice, for a profiler; then that many replays of a graph of ten
+//       calls, `pause` milliseconds of rest before each, and the median time of a call
 #include <cmath>
 #include <cstring>
 #include <random>
@@ -133,10 +135,15 @@ void bench_attention() {
   }
 }
 
-void run_once(int batch, int heads, int candidates) {
+void run_one(int batch, int heads, int candidates, int replays, int pause_ms) {
   AttentionCase problem(serving_shape(batch, heads, candidates, true), 7);
   for (int i = 0; i < 2; ++i) problem.run();
   std::printf("error %.2e\n", problem.error());
+  if (replays <= 0) return;
+  std::fflush(stdout);  // whoever watches the card's power sees when the replays begin
+  const double us =
+      median_us([&](cudaStream_t stream) { problem.launch(stream); }, 10, replays, pause_ms);
+  std::printf("median %.2f us\n", us);
 }
 
 }  // namespace
@@ -157,10 +164,13 @@ int main(int argc, char** argv) {
   } else if (command == "linear") {
     check::failures += check::check_linears(argc > 2 ? std::atoi(argv[2]) : 40);
     check::bench_linears();
-  } else if (command == "run" && argc == 5) {
-    check::run_once(std::atoi(argv[2]), std::atoi(argv[3]), std::atoi(argv[4]));
+  } else if (command == "run" && argc >= 5 && argc <= 7) {
+    check::run_one(std::atoi(argv[2]), std::atoi(argv[3]), std::atoi(argv[4]),
+                   argc > 5 ? std::atoi(argv[5]) : 0, argc > 6 ? std::atoi(argv[6]) : 0);
   } else {
-    std::fprintf(stderr, "usage: %s check [cases] | bench | linear [cases] | run B H K\n", argv[0]);
+    std::fprintf(stderr,
+                 "usage: %s check [cases] | bench | linear [cases] | run B H K [replays [pause]]\n",
+                 argv[0]);
     return 2;
   }
   std::printf(check::failures ? "%d failures\n" : "all good\n", check::failures);
