@@ -10,6 +10,7 @@ import pytest
 from redis import Redis
 
 from service.features.embedded import embedded_server
+from tests.service.clock import Clock
 from tests.service.world import SCHEMA, opener, running, settings
 
 
@@ -41,3 +42,9 @@ def client(redis_url: str) -> Iterator[httpx.Client]:
 def user_id() -> str:
     """A user nobody else has touched, named so that keys must be encoded."""
     return f"u {{{uuid4().hex}}}/é"
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of admission, its limit and deadlines."""
+    return Clock(monkeypatch)
