@@ -20,6 +20,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import RawValue
@@ -190,7 +191,8 @@ class _Supervisor:
     def _tell(self, number: int) -> None:
         for process, _, _ in self._processes.values():
             if process.exitcode is None and process.pid is not None:
-                os.kill(process.pid, number)
+                with suppress(ProcessLookupError):  # a signal came as its end was being read
+                    os.kill(process.pid, number)
 
     def _work(self, slot: int, report: Connection, opening: Opening) -> None:
         """In the worker: serve, or say why that cannot be."""

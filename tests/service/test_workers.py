@@ -192,28 +192,6 @@ def test_what_cannot_be_served_ends_all_workers(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-STARTING = """
-import os, signal
-from service.settings import ModelSettings, Settings
-from service.workers import supervise
-
-def serve(*given):
-    while True:
-        signal.pause()
-
-os.register_at_fork(after_in_child=lambda: os.kill(os.getppid(), signal.SIGTERM))
-models = {"home": ModelSettings(package="unused")}
-supervise(Settings(models=models, port=0, workers=3), None, serve)
-"""
-
-
-def test_a_signal_ends_a_worker_that_is_just_starting() -> None:
-    """Whoever has SIGTERM first, the supervisor or the worker, both end."""
-    for _ in range(5):
-        done = subprocess.run([sys.executable, "-c", STARTING], cwd=ROOT, timeout=30, check=False)
-        assert done.returncode == 0
-
-
 if __name__ == "__main__":
     directory, port = sys.argv[1:]
     flags: dict[str, Any] = {
