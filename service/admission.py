@@ -143,6 +143,8 @@ class Admission:
 
     async def _wait(self, caller: str, deadline: Deadline) -> None:
         """Until `_grant` gives a place, which is then counted."""
+        if not self._queue:
+            self._interval_s = None  # since the last end nobody waited
         loop = asyncio.get_running_loop()
         place: Place = loop.create_future()
         timer = loop.call_later(deadline.left(), _expire, place)

@@ -31,7 +31,8 @@ async def rank_candidates(gateway: Gateway, request: Request, arrival: Arrival) 
     body = await read_body(headers, request.receive, gateway.settings.max_body_bytes)
     stages.mark("read")
 
-    if not gateway.admission.free:  # who waits is called by slack, so the body is read for it
+    # Who waits is called by slack, and may have more than the head told: the body is read for it.
+    if not (gateway.admission.free and deadline.left()):
         told_ms = peek_deadline_ms(body, format)
         deadline = gateway.deadline(start, told_ms) if told_ms else deadline
     async with gateway.admission.turn(caller, deadline) as waited:

@@ -95,6 +95,30 @@ def test_the_estimate_follows_a_slow_loop(clock: Clock) -> None:
     asyncio.run(law())
 
 
+def test_time_in_which_nobody_waited_is_no_wait(clock: Clock) -> None:
+    """A minute between two queues is not taken for what a turn takes, though the first ended with
+    one whose deadline had passed, and a turn that nobody was given."""
+
+    async def law() -> None:
+        gate, done = Admission(1, 1000), list[str]()
+        await taught(gate, clock, 0.001)
+        async with gate.turn("a", Deadline.after(1e6)):
+            with pytest.raises(Expired):
+                await serve(gate, "b", Deadline.after(0.02), done)
+            clock.now += 0.001
+        await asyncio.sleep(0)
+        assert gate.free
+        clock.now += 60
+        async with gate.turn("c", Deadline.after(1e6)):
+            waiting = asyncio.create_task(serve(gate, "d", Deadline.after(1e6), done))
+            await asyncio.sleep(0)
+            clock.now += 0.001
+        assert gate.wait_s() == pytest.approx(0.001 * (gate.waiting + 1))
+        await waiting
+
+    asyncio.run(law())
+
+
 def test_a_flood_leaves_room_for_others(clock: Clock) -> None:
     """One caller fills at most half of the time that there is; another's request finds a place,
     until as many of its own wait as room is left."""

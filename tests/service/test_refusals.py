@@ -5,6 +5,7 @@ import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event, Semaphore
+from time import sleep
 
 import httpx
 import msgspec
@@ -26,6 +27,21 @@ def test_a_body_tells_its_deadline_before_it_is_decoded() -> None:
     for none in ({"deadline_ms": None}, {"user_id": "deadline_ms"}):
         assert peek_deadline_ms(msgspec.json.encode(none), "json") is None
         assert peek_deadline_ms(msgspec.msgpack.encode(none), "msgpack") is None
+
+
+def test_a_slow_body_has_the_time_that_it_asks_for(redis_url: str) -> None:
+    """What a request takes to arrive is held against its own deadline, not against the default."""
+    body = msgspec.json.encode(request(deadline_ms=10_000))
+    head = f"POST /v1/rank HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+    default_s = 0.5
+    config = settings(redis_url, default_deadline_ms=int(1e3 * default_s))
+    with running(config, opener(SCHEMA)) as client:
+        address = (client.base_url.host, client.base_url.port)
+        with socket.create_connection(address, timeout=20) as raw:
+            raw.sendall(head.encode() + body[:9])
+            sleep(default_s)
+            raw.sendall(body[9:])
+            assert raw.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
 
 
 class Held(Arithmetic):
