@@ -3,12 +3,18 @@
 import asyncio
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import uvloop
 
+from model_def.config import PRESETS, PackageConfig
+from service.backends.triton_endpoint import Endpoint
+from service.breaker import Breaker
 from service.deadline import Deadline
 from service.errors import DependencyFailed
+from service.scenes import warm_up
+from tests.service.world import SCHEMA
 
 WAIT_S = 0.02
 
@@ -49,3 +55,22 @@ def test_a_wait_past_the_deadline_is_never_begun() -> None:
 
     with pytest.raises(DependencyFailed, match="redis: timeout"):
         asyncio.run(begin())
+
+
+def test_a_triton_that_never_answers_is_waited_for_by_our_own_clock() -> None:
+    """gRPC's tells of the end milliseconds late, when it does; here it does not."""
+
+    async def never(*_: object, **__: object) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    async def call() -> None:
+        config = PackageConfig(version="v", model=PRESETS["tiny"], features=SCHEMA)
+        endpoint = Endpoint("127.0.0.1:9", "m", config, None, Breaker("triton"))
+        endpoint.stub = SimpleNamespace(ModelInfer=never)
+        try:
+            with pytest.raises(DependencyFailed, match="triton: timeout"):
+                await endpoint.score(warm_up(SCHEMA, 1)[0], Deadline.after(WAIT_S))
+        finally:
+            await endpoint.close()
+
+    asyncio.run(asyncio.wait_for(call(), 10))
