@@ -23,6 +23,10 @@ GC_ALLOCATIONS = 50_000
 """Objects, made and not freed, between two collections of young garbage; Python's own 700 are made
 by every request of 500 candidates."""
 
+SWITCH_S = 0.0005
+"""After so long a thread gives the interpreter to one that waits. Python's own 5 ms are what the
+event loop then waits for a thread that writes a log or a capture, with an answer due."""
+
 
 def leave_start_up_to_rest() -> None:
     """Nothing that lives as long as the process is looked at by the collector again."""
@@ -77,6 +81,7 @@ def _serve(
     gateway = Gateway(settings, build_scenes(settings, redis, open_model), redis, fatal, publish)
     server = GatewayServer(gateway, reread, opening)
     leave_start_up_to_rest()
+    sys.setswitchinterval(SWITCH_S)
     signal.signal(signal.SIGHUP, server.ask_reload)
     server.run(None if port is None else [port])
     if failures:
