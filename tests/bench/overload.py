@@ -104,6 +104,8 @@ def show(label: str, trial: Trial) -> None:
             )
     if why := {o: run.reasons[o] for o in (Outcome.DEGRADED, Outcome.LATE) if o in run.reasons}:
         print(f"        why: {why}")  # noqa: T201
+    for told in trial.around(Outcome.DEGRADED, Outcome.LATE):
+        print(f"        {told}")  # noqa: T201
     sys.stdout.flush()
 
 
