@@ -105,7 +105,7 @@ async def _run(
     due_s, sessions, turns = (
         column.tolist() for column in (schedule.due_s, schedule.session, schedule.turn)
     )
-    lags = np.zeros(len(due_s))
+    lags_ms = np.zeros(len(due_s))
     finished = asyncio.Event()
     start, cpu = loop.time() + LEAD_S, process_time()
 
@@ -115,14 +115,14 @@ async def _run(
         def done(result: Reply | str) -> None:
             latency_ms = 1e3 * (loop.time() - start - due)
             if isinstance(result, Reply):
-                samples.reply(request, due, latency_ms, result)
+                samples.reply(request, due, latency_ms, result, lag_ms)
             else:
                 outcome = Outcome.LATE if result == "no answer" else Outcome.FAILED
-                samples.add(request, due, latency_ms, outcome, result)
+                samples.add(request, due, latency_ms, outcome, result, lag_ms)
             if len(samples) == len(due_s):
                 finished.set()
 
-        lags[i] = loop.time() - start - due
+        lag_ms = lags_ms[i] = 1e3 * (loop.time() - start - due)
         client.send(Exchange(request, done), start + due + limits.give_up_ms / 1e3)
 
     for i, due in enumerate(due_s):
@@ -133,7 +133,7 @@ async def _run(
     await client.close()
     spent = process_time() - cpu
     elapsed = max(loop.time() - start, 1e-9)
-    return Measured(samples, _verdict(1e3 * lags, spent / elapsed, limits), client.waited, start)
+    return Measured(samples, _verdict(lags_ms, spent / elapsed, limits), client.waited, start)
 
 
 def _verdict(lags_ms: Floats, cpu_share: float, limits: Limits) -> Generator:
@@ -148,4 +148,4 @@ def _verdict(lags_ms: Floats, cpu_share: float, limits: Limits) -> Generator:
             f"{cause}: requests went out {lag.p99:.1f} ms late (p99), {limits.max_lag_ms:g} ms "
             f"allowed, with {cpu_share:.0%} of a core used by the generator"
         )
-    return Generator("open", lag.p99, lag.max, round(cpu_share, 3), limited)
+    return Generator("open", lag.p99, lag.max, round(cpu_share, 3), limited, lag.p50)

@@ -79,6 +79,7 @@ class Generator(msgspec.Struct):
     """CPU seconds of the generator for each second of the run."""
     limited: str | None
     """Why its numbers are not the server's; None where they are."""
+    lag_p50_ms: float | None = None
 
 
 class Run(msgspec.Struct, forbid_unknown_fields=True):
@@ -108,6 +109,8 @@ class Run(msgspec.Struct, forbid_unknown_fields=True):
     marks: list[Mark] = []
     watched: dict[str, list[tuple[float, float]]] = {}
     """What was seen of the server over time, by name with its unit: (seconds, value)."""
+    since_sent: Latency | None = None
+    """Of the served, from when each was sent: the latency without the generator's lag."""
     format: Literal["mtgr-load/1"] = "mtgr-load/1"
 
     @property
@@ -181,6 +184,7 @@ def summarize(
             "load_average": round(os.getloadavg()[0], 1),
             "python": platform.python_version(),
         },
+        since_sent=Latency.of((latency - samples.lag_ms)[served]),
     )
 
 

@@ -22,6 +22,7 @@ class Samples:
     def __init__(self) -> None:
         self._due: list[float] = []
         self._latency: list[float] = []
+        self._lag: list[float] = []
         self._outcome: list[Outcome] = []
         self._reason: list[str] = []
         self._kind: list[str] = []
@@ -31,18 +32,27 @@ class Samples:
     def __len__(self) -> int:
         return len(self._due)
 
-    def reply(self, request: Request, due_s: float, latency_ms: float, reply: Reply) -> Outcome:
-        """Judge and keep an answer that came `latency_ms` after it was due."""
+    def reply(
+        self, request: Request, due_s: float, latency_ms: float, reply: Reply, lag_ms: float = 0
+    ) -> Outcome:
+        """Judge and keep an answer that came `latency_ms` after it was due, to a request that was
+        sent `lag_ms` after it was."""
         outcome, reason = judge(request, reply, latency_ms)
         if outcome in SERVED:
             for stage, taken in server_timing(reply.headers.get("server-timing", "")).items():
                 if stage in self._stages or len(self._stages) < MOST_WORDS:
                     self._stages.setdefault(stage, []).append(taken)
-        self.add(request, due_s, latency_ms, outcome, reason)
+        self.add(request, due_s, latency_ms, outcome, reason, lag_ms)
         return outcome
 
     def add(
-        self, request: Request, due_s: float, latency_ms: float, outcome: Outcome, reason: str
+        self,
+        request: Request,
+        due_s: float,
+        latency_ms: float,
+        outcome: Outcome,
+        reason: str,
+        lag_ms: float = 0,
     ) -> None:
         """Keep an outcome that is known already."""
         if reason not in self._reasons and len(self._reasons) >= MOST_WORDS:
@@ -50,6 +60,7 @@ class Samples:
         self._reasons.add(reason)
         self._due.append(due_s)
         self._latency.append(latency_ms)
+        self._lag.append(lag_ms)
         self._outcome.append(outcome)
         self._reason.append(reason)
         self._kind.append(request.kind)
@@ -63,6 +74,11 @@ class Samples:
     def latency_ms(self) -> Floats:
         """[N] from due to done, in milliseconds."""
         return np.array(self._latency)
+
+    @property
+    def lag_ms(self) -> Floats:
+        """[N] from due to sent, in milliseconds: the generator's own part of the latency."""
+        return np.array(self._lag)
 
     @property
     def kinds(self) -> NDArray[np.str_]:

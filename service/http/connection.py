@@ -32,7 +32,7 @@ from service.errors import (
 )
 from service.http.arrival import Arrival
 from service.http.gateway import Gateway
-from service.http.hot_path import RANK, answer, arrive, is_ranking
+from service.http.hot_path import RANK, answer, arrive, finish, is_ranking
 from service.http.replies import error_reply
 from service.metrics import NO_SCENE
 
@@ -169,7 +169,7 @@ class Connection(HttpToolsProtocol):
         self.tasks.add(task)
 
     async def _rank(self, cycle: RequestResponseCycle, arrival: Arrival) -> None:
-        """Answer a ranking request; head and body leave in one piece."""
+        """Answer a ranking request; head and body leave in one piece, before it is counted."""
         scope: Any = cycle.scope
         receive: Any = cycle.receive
         response = await answer(self._gateway, scope, receive, arrival)
@@ -177,6 +177,7 @@ class Connection(HttpToolsProtocol):
             await self.flow.drain()
         if not cycle.disconnected:
             self._end(cycle, response)
+        await finish(self._gateway, scope, response)
 
     def _end(self, cycle: RequestResponseCycle, response: Response) -> None:
         cycle.response_started = cycle.response_complete = True

@@ -3,6 +3,7 @@
 from urllib.parse import unquote_to_bytes
 from uuid import uuid4
 
+from starlette.background import BackgroundTask
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
@@ -69,9 +70,13 @@ async def rank_candidates(gateway: Gateway, request: Request, arrival: Arrival) 
         response = reply(answer, answer_format(headers, format))
         stages.mark("encode")
     response.raw_headers.append((b"server-timing", stages.server_timing().encode()))
-    late = not Deadline.after(patience_ms / 1e3, start).left()
-    gateway.tally.answered(scene, ranked, len(checked.item_ids), stages, late)
-    gateway.record(scene, model, checked, ranked, stages)
+
+    async def count() -> None:
+        late = not Deadline.after(patience_ms / 1e3, start).left()
+        gateway.tally.answered(scene, ranked, len(checked.item_ids), stages, late)
+        gateway.record(scene, model, checked, ranked, stages)
+
+    response.background = BackgroundTask(count)  # nobody waits for it: the answer leaves first
     return response
 
 

@@ -52,6 +52,16 @@ async def answer(gateway: Gateway, scope: Scope, receive: Receive, arrival: Arri
         return answer_bug(gateway, scope)
 
 
+async def finish(gateway: Gateway, scope: Scope, response: Response) -> None:
+    """What is left to do once the answer has left; a bug in it is counted, and fails nobody."""
+    if response.background is None:
+        return
+    try:
+        await response.background()
+    except Exception:
+        answer_bug(gateway, scope)
+
+
 async def _answer(gateway: Gateway, request: Request, arrival: Arrival) -> Response:
     try:
         return await rank_candidates(gateway, request, arrival)

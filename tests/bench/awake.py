@@ -1,8 +1,9 @@
 """Idle cores kept from going to sleep: on each a loop that gives way to all other work, or the
 kernel's own.
 
-With `sched_autogroup_enabled` a loop gives way within its session alone: to a server that was
-started in another one it is half of the work there is.
+With `sched_autogroup_enabled` a process gives way within its session alone: to a server that was
+started in another one a loop would be half of the work there is. So each has a session of its own,
+which gives way to all others.
 """
 
 import os
@@ -15,6 +16,9 @@ from pathlib import Path
 SPINNER = "sh"
 """Name of the processes."""
 
+
+SESSION = Path("/proc/self/autogroup")
+"""Takes how much one's session gives way, as `nice` does."""
 
 QUALITY = Path("/dev/cpu_dma_latency")
 """Who holds it open says within how many microseconds a core must be awake."""
@@ -39,11 +43,15 @@ def cores_awake() -> Iterator[None]:
 
     def on(core: int) -> None:
         os.sched_setaffinity(0, {core})
+        if SESSION.exists():
+            SESSION.write_text("19")
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
     loops = [
         subprocess.Popen(
-            [SPINNER, "-c", "while :; do :; done"], preexec_fn=lambda core=core: on(core)
+            [SPINNER, "-c", "while :; do :; done"],
+            preexec_fn=lambda core=core: on(core),
+            start_new_session=True,
         )
         for core in sorted(os.sched_getaffinity(0))
     ]

@@ -1,13 +1,14 @@
 """The whole path under load: HTTP -> gateway -> Redis -> gRPC -> Triton -> engine.
 
     python -m tests.bench.serving --kind cuda-graph --preset small --preset large
-    python -m tests.bench.serving --kind cuda-graph --only light --light-s 20 \\
-        --variant plain --variant awake
+    python -m tests.bench.serving --kind cuda-graph --batch 1 --only light \\
+        --light-per-s 24 60 120 --variant plain --variant awake --variant pinned-awake
 
 Each request ranks 500 candidates for a user of 1,000 lifelong and 100 real-time events. For each
 model, with batching across requests and without: latency at light and at some load, the highest
 open-loop rate whose p99 stays within the goal, where the time goes, and who spends how much CPU on
-a request. Light load has variants: as it is, and with the idle cores kept awake.
+a request. Light load has variants: as it is, processes pinned to cores (`tests.bench.pinned`), and
+either with the idle cores kept from sleeping; each at several rates.
 `tests.bench.triton_call` looks into the call of Triton alone.
 """
 
@@ -17,7 +18,8 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, contextmanager
+from itertools import product
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -27,16 +29,9 @@ from engine_build.triton.repository import add_model
 from loadtest.material import MARKETPLACE
 from model_def.config import PRESETS
 from service.features.embedded import embedded_server
-from tests.bench.awake import cores_awake
-from tests.bench.serving_figures import (
-    GOAL_MS,
-    figures,
-    inside,
-    measure,
-    show,
-    show_cpu,
-    show_inside,
-)
+from tests.bench.awake import QUALITY, cores_awake, idle_polls
+from tests.bench.pinned import LAYOUTS, cores_of, pinned
+from tests.bench.serving_figures import GOAL_MS, HEAD, figures, inside, measure, show
 from tests.bench.serving_world import (
     BATCH,
     CANDIDATES,
@@ -46,6 +41,7 @@ from tests.bench.serving_world import (
     gateway,
     load,
     make_package,
+    servers,
     watch,
 )
 from tests.triton.install import install
@@ -54,21 +50,65 @@ from tests.triton.server import TritonServer
 STEADY_PER_S = 150
 """Well below what any engine here can do: what is slow at it is a stall."""
 
-VARIANTS = ("plain", "awake")
+IDLE = ("", "awake", "polls")
+"""What idle cores do: sleep, run a loop of the lowest priority, or wait in the kernel's own."""
+
+VARIANTS = tuple("-".join(filter(None, both)) or "plain" for both in product(("", *LAYOUTS), IDLE))
 LOADS = ("light", "steady", "search")
 
 
 def runs(given: argparse.Namespace, variant: str) -> Iterator[tuple[str, list[str]]]:
     """The loads of a variant, and what `mtgr load` is told; other variants see light load only."""
-    light, low = given.light_per_s, given.low
+
+    def steady(rate: float) -> list[str]:
+        return ["run", f"--stages=2:{rate:g},{given.light_s:g}:{rate:g}"]
+
+    low = given.low
     told = {
-        "light": ["run", f"--stages=2:{light:g},{given.light_s:g}:{light:g}"],
-        "steady": ["run", f"--stages=2:{STEADY_PER_S},{given.light_s:g}:{STEADY_PER_S}"],
-        "search": ["find", f"--low={low:g}", f"--trial-s={given.trial_s:g}", "--repeats=2"],
+        "light": [steady(rate) for rate in given.light_per_s],
+        "steady": [steady(STEADY_PER_S)],
+        "search": [["find", f"--low={low:g}", f"--trial-s={given.trial_s:g}", "--repeats=2"]],
     }
     for name in given.only or LOADS:
         if name == "light" or variant == "plain":
-            yield name, told[name]
+            for how in told[name]:
+                yield name, how
+
+
+@contextmanager
+def as_variant(variant: str) -> Iterator[bool]:
+    """Idle cores and processes kept as a variant says; whether that can be done here."""
+    words = variant.split("-")
+    layout = next((word for word in words if word in LAYOUTS), None)
+    places = cores_of(layout) if layout else None
+    with ExitStack() as stack:
+        missing = "more cores" if layout and places is None else ""
+        if "polls" in words and not stack.enter_context(idle_polls()):
+            missing = f"leave to open {QUALITY}"
+        if missing:
+            print(f"SKIPPED: {variant} needs {missing}", flush=True)  # noqa: T201  # a benchmark's output
+        elif "awake" in words:
+            stack.enter_context(cores_awake())
+        if places and not missing:
+            stack.enter_context(pinned(places, servers()))
+        yield not missing
+
+
+def variants(
+    given: argparse.Namespace, url: str, triton: str, model: str, title: str, out: Path
+) -> Iterator[dict[str, Any]]:
+    """Figures of every variant and load of one model behind a gateway."""
+    for variant in given.variant or ["plain"]:
+        with as_variant(variant) as possible:
+            for name, how in runs(given, variant) if possible else ():
+                before, spent = inside(triton, model), cpu_s()
+                run = measure(url, out, *how)
+                after = inside(triton, model)
+                # A search tells of its best trial only; Triton knows all of them.
+                cpu = cpu_ms_each(spent, cpu_s(), after["requests"] - before["requests"])
+                told = f"{title}, {variant}, {name}"
+                show(told, run, before, after, cpu)
+                yield figures(told, run, cpu)
 
 
 def serve(given: argparse.Namespace, work: Path, redis_url: str) -> Iterator[dict[str, Any]]:
@@ -94,22 +134,9 @@ def serve(given: argparse.Namespace, work: Path, redis_url: str) -> Iterator[dic
                     "queue": 256,
                     "shared_requests": given.shared_requests,
                 }
-                for variant in given.variant or ["plain"]:
-                    awake = cores_awake() if variant == "awake" else nullcontext()
-                    started = gateway({"home": model}, redis_url, given.workers, log)
-                    with awake, started as url:
-                        for name, how in runs(given, variant):
-                            before, spent = inside(server.address, model_name), cpu_s()
-                            run = measure(url, work / "run.json", *how)
-                            after = inside(server.address, model_name)
-                            title = f"{preset}, batches of at most {batch}, {variant}, {name}"
-                            # A search tells of its best trial only; Triton knows all of them.
-                            requests = after["requests"] - before["requests"]
-                            cpu = cpu_ms_each(spent, cpu_s(), requests)
-                            show(title, run)
-                            show_inside(before, after)
-                            show_cpu(cpu, run)
-                            yield figures(title, run, cpu)
+                title, out = f"{preset}, {batch} a run", work / "run.json"
+                with gateway({"home": model}, redis_url, given.workers, log) as url:
+                    yield from variants(given, url, server.address, model_name, title, out)
 
 
 def main() -> int:
@@ -123,7 +150,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=1, help="gateway processes")
     parser.add_argument("--instances", type=int, default=1, help="of the engine, in Triton")
     parser.add_argument("--at-once", action="store_true", help="in place of the engine: none")
-    parser.add_argument("--light-per-s", type=float, default=22)
+    parser.add_argument("--light-per-s", type=float, nargs="+", default=[24.0])
     parser.add_argument("--light-s", type=float, default=10, help="of light and of steady load")
     parser.add_argument("--low", type=float, default=100, help="first rate of the search")
     parser.add_argument("--trial-s", type=float, default=3)
@@ -137,9 +164,9 @@ def main() -> int:
         asyncio.run(load(redis_url))
         material = json.loads(MARKETPLACE.read_text()) | {"users": USERS}
         (work / "material.json").write_text(json.dumps(material))
+        print(HEAD)  # noqa: T201  # a benchmark's output
         for figure in serve(given, work, redis_url):
-            found.append(figure)
-            print(f"    {monotonic() - start:.0f} s since the start", flush=True)  # noqa: T201  # a benchmark's output
+            found.append(figure | {"s_since_start": round(monotonic() - start)})
             if given.out is not None:
                 given.out.write_text(json.dumps({"goal_ms": GOAL_MS, "runs": found}, indent=1))
     return 0

@@ -35,20 +35,6 @@ def measure(url: str, out: Path, command: str, *arguments: str) -> Run:
     return read_run(out)
 
 
-def show(title: str, run: Run) -> None:
-    """One line of latency, one of stages (p50 / p99 / longest)."""
-    assert run.latency is not None, run.reasons
-    of, outcomes = run.latency, {name: count for name, count in run.outcomes.items() if count}
-    print(  # noqa: T201  # a benchmark's output
-        f"{title}: {run.rate_per_s:.0f}/s, p50 {of.p50:.2f} ms, p99 {of.p99:.2f} ms, longest "
-        f"{of.max:.1f} ms, outcomes {outcomes}\n    "
-        + "  ".join(
-            f"{stage} {s.p50:.2f}/{s.p99:.2f}/{s.max:.1f}" for stage, s in run.stages.items()
-        ),
-        flush=True,
-    )
-
-
 def inside(address: str, name: str) -> dict[str, float]:
     """Sums of Triton's own clocks for a model, milliseconds by stage, and its counts."""
     with grpc.insecure_channel(address) as channel:
@@ -61,22 +47,40 @@ def inside(address: str, name: str) -> dict[str, float]:
     return {**sums, "requests": model.inference_count, "batches": model.execution_count}
 
 
-def show_inside(before: dict[str, float], after: dict[str, float]) -> None:
-    """What a request spent in Triton in between, on average, and how many shared a run."""
+ROW = "{:<40}{:>5}" + 12 * "{:>9}"
+HEAD = ROW.format(
+    *("p50 and p99, ms", "/s", "latency", "", "longest", "lag", "", "sent", ""),
+    *("stages", "features", "backend", "", "Triton"),
+)
+"""Latency is from when a request was due: the generator's lag, and the rest from when it was sent.
+Of that the gateway's stages (p50 each, added up), features and backend; Triton's own mean."""
+
+
+def show(title: str, run: Run, before: dict[str, float], after: dict[str, float], cpu: str) -> None:
+    """A line under `HEAD`; one more of all stages at p50 and p99, requests of Triton's runs and
+    CPU; outcomes that are no answers in full."""
+    of, sent, lag, stages = run.latency, run.since_sent, run.generator, run.stages
+    assert of is not None, run.reasons
+    assert sent is not None, run.reasons
     spent = {name: after[name] - before[name] for name in after}
     requests, batches = spent.pop("requests"), spent.pop("batches")
-    stages = "  ".join(f"{name} {sum_ms / requests:.2f}" for name, sum_ms in spent.items())
-    print(f"    in Triton, mean: {stages}, {requests / batches:.2f} requests a run")  # noqa: T201  # a benchmark's output
-
-
-def show_cpu(of_servers: str, run: Run) -> None:
-    """CPU that a request took, by process."""
-    generator = 1e3 * run.generator.cpu_share / run.rate_per_s
-    print(f"    CPU of a request, ms: {of_servers}  load generator {generator:.2f}", flush=True)  # noqa: T201  # a benchmark's output
+    numbers = [of.p50, of.p99, of.max, lag.lag_p50_ms or 0.0, lag.lag_p99_ms or 0.0]
+    numbers += [sent.p50, sent.p99, sum(stage.p50 for stage in stages.values())]
+    numbers += [stages["features"].p50, stages["backend"].p50, stages["backend"].p99]
+    numbers += [sum(spent.values()) / requests]
+    others = {name: count for name, count in run.outcomes.items() if count and name != "answered"}
+    generator = 1e3 * lag.cpu_share / run.rate_per_s
+    print(  # noqa: T201  # a benchmark's output
+        ROW.format(title, f"{run.rate_per_s:.0f}", *(f"{number:.2f}" for number in numbers))
+        + f"\n    CPU {cpu} generator {generator:.2f}; {requests / batches:.2f} requests a run; "
+        + " ".join(f"{name} {s.p50:.2f}/{s.p99:.2f}" for name, s in stages.items())
+        + (f"; not answered: {others}" if others else ""),
+        flush=True,
+    )
 
 
 def figures(title: str, run: Run, cpu: str) -> dict[str, Any]:
     """The same for a JSON document, each trial of a search with it."""
-    kept = ("sent", "outcomes", "latency", "stages", "steps", "missed")
+    kept = ("sent", "outcomes", "latency", "since_sent", "generator", "stages", "steps", "missed")
     built: dict[str, Any] = msgspec.to_builtins({name: getattr(run, name) for name in kept})
     return {"title": title, "rate_per_s": run.rate_per_s, "cpu_ms": cpu} | built

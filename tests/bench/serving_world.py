@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep, time
@@ -159,18 +159,25 @@ def _ready(url: str) -> bool:
         return False
 
 
+def servers() -> Iterator[tuple[str, psutil.Process]]:
+    """This process's descendants with what they are."""
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            name = process.name()
+            if name != SPINNER:
+                yield (
+                    next((told for known, told in NAMES.items() if name.startswith(known)), name),
+                    process,
+                )
+
+
 def cpu_s() -> dict[str, float]:
     """CPU seconds so far of this process's descendants, by what they are."""
     spent: dict[str, float] = {}
-    for process in psutil.Process().children(recursive=True):
-        try:
-            name, times = process.name(), process.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        if name == SPINNER:
-            continue
-        name = next((told for known, told in NAMES.items() if name.startswith(known)), name)
-        spent[name] = spent.get(name, 0.0) + times.user + times.system
+    for name, process in servers():
+        with suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            spent[name] = spent.get(name, 0.0) + times.user + times.system
     return spent
 
 

@@ -25,6 +25,10 @@ def document(given_rows: list[tuple[float, float, Outcome]], goal: Goal | None =
     samples = Samples()
     for due_s, latency_ms, outcome in given_rows:
         samples.add(REQUEST, due_s, latency_ms, outcome, f"because {outcome}")
+    return summarized(samples, goal)
+
+
+def summarized(samples: Samples, goal: Goal | None = None) -> Run:
     return summarize(
         samples,
         tool="open-loop",
@@ -54,6 +58,16 @@ def test_a_percentile_is_the_smallest_latency_that_covers_its_share(values: list
         assert value in values
         assert sum(v <= value for v in values) >= percent / 100 * len(values) - 1e-9
         assert sum(v < value for v in values) < percent / 100 * len(values)
+
+
+def test_what_the_generator_was_late_by_is_told_apart() -> None:
+    """The latency counts from when a request was due, and beside it from when it was sent."""
+    samples = Samples()
+    samples.add(REQUEST, 0, 30.0, Outcome.ANSWERED, "", lag_ms=25.0)
+    run = summarized(samples)
+    assert run.latency is not None
+    assert run.since_sent is not None
+    assert (run.latency.max, run.since_sent.max) == (30.0, 5.0)
 
 
 @settings(deadline=None)

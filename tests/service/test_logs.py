@@ -1,6 +1,9 @@
 """What is logged is one line that its sender cannot shape, and not too many of them."""
 
 import logging
+import re
+from queue import SimpleQueue
+from threading import Event
 
 import httpx
 import pytest
@@ -8,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.http import endpoints
+from service.http.gateway import Gateway
 from service.logs import LONGEST, OneRecord, Seldom, safe
 from tests.service.world import request
 
@@ -71,3 +75,33 @@ def test_a_bug_of_ours_is_counted_logged_and_not_shown(
     assert "secret" not in response.text
     assert "a bug failed request r\\n2026 INFO forged" in caplog.messages
     assert 'mtgr_failed_total{scene="home"} 1.0' in client.get("/metrics").text
+
+
+def test_a_bug_in_counting_an_answer_fails_nobody(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The answer has left by then; the bug is counted and logged as any other."""
+
+    def bug(*arguments: object) -> None:
+        raise ZeroDivisionError("secret of ours")
+
+    def failed() -> float:
+        (told,) = re.findall(r'mtgr_failed_total{scene="home"} (.+)', client.get("/metrics").text)
+        return float(told)
+
+    monkeypatch.setattr(Gateway, "record", bug)
+    before = failed()
+    assert client.post("/v1/rank", json=request(request_id="r")).status_code == 200
+    assert failed() == before + 1
+    assert "a bug failed request r" in caplog.messages
+
+
+def test_an_answer_leaves_before_it_is_counted(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caller has it while counting goes on."""
+    here, counted = Event(), SimpleQueue[bool]()
+    monkeypatch.setattr(Gateway, "record", lambda *_: counted.put(here.wait(20)))
+    assert client.post("/v1/rank", json=request()).status_code == 200
+    here.set()
+    assert counted.get(timeout=30)
