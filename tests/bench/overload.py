@@ -168,11 +168,12 @@ def main() -> int:
     ):
         print(f"idle cores are {'kept awake' if polls else 'NOT kept awake: that takes root'}")  # noqa: T201
         asyncio.run(load(redis_url))
+        redis_pid = int((Path(directory) / "valkey.pid").read_text())
         for name, rate, least in (("engine of 300/s", BACKEND_RATE, 0.9), ("gateway", 0.0, 0.75)):
             if len(sys.argv) > 1 and sys.argv[1] not in name:
                 continue
             traffic = Traffic(read_material(MARKETPLACE), MIX)
-            with gateway(redis_url, rate, other) as of:
+            with gateway(redis_url, redis_pid, rate, other) as of:
                 held += bottleneck(name, Load(of, traffic), least)
     return held.count(False)
 

@@ -15,8 +15,7 @@ from loadtest.samples import Mask
 from loadtest.schedule import Stage, schedule
 from loadtest.traffic import Traffic
 from tests.bench.overload_world import Gateway
-from tests.bench.stalls import Stall, watched
-from tests.bench.stolen import MOST_S, looking, taken
+from tests.bench.stolen import EVERY_S, MOST_S, looking, taken, waited
 
 GOAL = Goal(p99_ms=100, unserved=0.01)
 LIMITS = Limits(connections=512)
@@ -33,14 +32,12 @@ class Trial:
     outcomes: NDArray[np.str_]
     taken_s: NDArray[np.float64]
     """[S] what the host took of each second."""
+    redis_waited_s: NDArray[np.float64]
+    """[S] the most that Redis waited for its core within EVERY_S of each second."""
     seconds: NDArray[np.intp]
     """[S'] which of them are looked at."""
     gateway_cpu: float
     """Share of its core that the gateway used, over the whole trial."""
-    stalls: list[Stall]
-    """Waits for a core; Redis (valkey) has the load's."""
-    start: float
-    """On the monotonic clock."""
 
     def within(self, start: int, end: int) -> Self:
         """The seconds from `start` to before `end`."""
@@ -79,26 +76,18 @@ class Trial:
         return Latency.of(self.latency_ms[self._having(Outcome.REFUSED)])
 
     def around(self, *outcomes: Outcome) -> list[str]:
-        """Of each second that has such outcomes, in words: how many and when they were due, what
-        the host took, and each process's longest wait for a core about then, with its end."""
+        """Of each second that has such outcomes, in words: how many, when they were due, and for
+        how long others had the core."""
         told = []
         for second in self.each:
-            if not (n := second.count(*outcomes)):
-                continue
-            at = int(second.seconds[0])
-            due = self.due_s[second._having(*outcomes)]
-            waits: dict[str, Stall] = {}
-            for stall in self.stalls:
-                if at - 0.1 < stall.end - self.start < at + 1.1:
-                    waits[stall.who] = max(waits.get(stall.who, stall), stall, key=_waited)
-            longest = ", ".join(
-                f"{who} {1e3 * stall.waited_s:.0f} ms until {stall.end - self.start:.3f} s"
-                for who, stall in waits.items()
-            )
-            told.append(
-                f"{n} due at {due.min():.3f} to {due.max():.3f} s; the host took "
-                f"{1e3 * self.taken_s[at]:.0f} ms; waits for a core: {longest or 'none'}"
-            )
+            if n := second.count(*outcomes):
+                due, at = self.due_s[second._having(*outcomes)], second.seconds[0]
+                told.append(
+                    f"{n} due at {due.min():.3f} to {due.max():.3f} s; the host took "
+                    f"{1e3 * self.taken_s[at]:.0f} ms of it; Redis waited for its core for up to "
+                    f"{1e3 * self.redis_waited_s[at]:.0f} of {1e3 * EVERY_S:.0f} ms, "
+                    f"{1e3 * np.median(self.redis_waited_s):.0f} in most seconds"
+                )
         return told
 
     def count(self, *outcomes: Outcome) -> int:
@@ -113,15 +102,11 @@ class Trial:
         return replace(self, seconds=seconds)
 
 
-def _waited(stall: Stall) -> float:
-    return stall.waited_s
-
-
 def attempt(gateway: Gateway, traffic: Traffic, *stages: Stage) -> Trial:
     """One trial through the stages, of whole seconds."""
     plan = schedule(stages, "poisson", most=1_000_000)
     cpu_s = gateway.cpu_s()
-    with looking() as looks, watched() as stalls:
+    with looking(gateway.redis_pid) as looks:
         measured = generate(gateway.url, traffic, plan, LIMITS)
     cpu_s = gateway.cpu_s() - cpu_s
     samples = measured.samples
@@ -141,10 +126,9 @@ def attempt(gateway: Gateway, traffic: Traffic, *stages: Stage) -> Trial:
         outcomes[samples.having([outcome])] = outcome.value
     seconds = np.arange(int(plan.seconds))
     lost = taken(looks, measured.start, plan.seconds)
+    waits = waited(looks, measured.start, plan.seconds)
     cpu = cpu_s / plan.seconds
-    return Trial(
-        run, samples.due_s, samples.latency_ms, outcomes, lost, seconds, cpu, stalls, measured.start
-    )
+    return Trial(run, samples.due_s, samples.latency_ms, outcomes, lost, waits, seconds, cpu)
 
 
 def undisturbed(trial: Callable[[], Trial], most: int) -> Trial:

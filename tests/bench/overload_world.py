@@ -31,6 +31,7 @@ class Gateway:
 
     url: str
     process: psutil.Process
+    redis_pid: int
 
     def cpu_s(self) -> float:
         """CPU seconds that it has used."""
@@ -65,7 +66,7 @@ async def load(redis_url: str) -> None:
 
 
 @contextmanager
-def gateway(redis_url: str, rate: float, core: int | None) -> Iterator[Gateway]:
+def gateway(redis_url: str, redis_pid: int, rate: float, core: int | None) -> Iterator[Gateway]:
     """A gateway over an engine of that rate, on that core."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -86,7 +87,7 @@ def gateway(redis_url: str, rate: float, core: int | None) -> Iterator[Gateway]:
             except httpx.TransportError:
                 if process.poll() is not None:
                     raise
-        yield Gateway(url, psutil.Process(process.pid))
+        yield Gateway(url, psutil.Process(process.pid), redis_pid)
     finally:
         process.terminate()
         process.wait()

@@ -1,8 +1,8 @@
 """How long event loops that were ready to run waited for a core, as the kernel counts it.
 
 `python -m tests.bench.stalls PID` watches all threads of PID and the first of each descendant until
-it is killed, and writes "from to waited who" (seconds on the monotonic clock; the thread's name)
-for each wait of SHORTEST_S or more. A process of its own: it holds up none of those it watches.
+it is killed, and writes "from to waited" (seconds on the monotonic clock) for each wait of
+SHORTEST_S or more. A process of its own: it holds up none of those that it watches.
 """
 
 import os
@@ -28,7 +28,6 @@ class Stall:
     start: float
     end: float
     waited_s: float
-    who: str = ""
 
 
 def waited_in(stalls: list[Stall], start: float, end: float) -> float:
@@ -53,8 +52,8 @@ def watched() -> Iterator[list[Stall]]:
             process.terminate()
             process.wait()
             file.seek(0)
-            rows = [line.rstrip("\n").split(" ", 3) for line in file if line.endswith("\n")]
-            stalls += [Stall(*map(float, row[:3]), who=row[3]) for row in rows]
+            rows = [line.split() for line in file if line.endswith("\n")]
+            stalls += [Stall(*map(float, row)) for row in rows]
 
 
 def counters(pid: int, only_first: bool = False) -> Iterator[Path]:
@@ -89,16 +88,8 @@ def watch(pid: int) -> None:
             seen[counter] = now, waited_s
             if (wait_s := waited_s - waited_before_s) >= SHORTEST_S:
                 # It is counted when it ends; it may have begun before the last look.
-                who = _name(counter)
-                print(min(before, now - wait_s), now, wait_s, who, flush=True)  # noqa: T201
+                print(min(before, now - wait_s), now, wait_s, flush=True)  # noqa: T201
         sleep(EVERY_S)
-
-
-def _name(counter: Path) -> str:
-    try:
-        return counter.with_name("comm").read_text().strip()
-    except (FileNotFoundError, ProcessLookupError):
-        return "?"  # it has ended
 
 
 if __name__ == "__main__":

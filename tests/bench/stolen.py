@@ -1,5 +1,6 @@
 """Which seconds of a measurement a virtual machine had its cores in: the kernel counts what the
-host took from it ("steal" in /proc/stat), which no program in it can see or help."""
+host took from it ("steal" in /proc/stat), which no program in it can see or help. Beside it, what a
+process waited for a core that others had."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,18 +21,18 @@ MOST_S = 0.02
 """Taken within a second, of all cores together, above which it was not ours. A quiet host takes
 one tick in most seconds."""
 
-Look = tuple[float, float]
-"""Seconds on the monotonic clock, and seconds taken until then."""
+Look = tuple[float, float, float]
+"""Seconds on the monotonic clock; until then, seconds taken and seconds the process waited."""
 
 
 @contextmanager
-def looking() -> Iterator[list[Look]]:
-    """Looks at the counter during the block, in order."""
-    looks, ended = [_look()], Event()
+def looking(pid: int) -> Iterator[list[Look]]:
+    """Looks at the counters, the process's among them, during the block, in order."""
+    looks, ended = [_look(pid)], Event()
 
     def look() -> None:
         while not ended.wait(EVERY_S):
-            looks.append(_look())
+            looks.append(_look(pid))
 
     thread = Thread(target=look)
     thread.start()
@@ -40,16 +41,27 @@ def looking() -> Iterator[list[Look]]:
     finally:
         ended.set()
         thread.join()
-        looks.append(_look())
+        looks.append(_look(pid))
 
 
 def taken(looks: list[Look], start: float, seconds: float) -> NDArray[np.float64]:
     """[N] seconds taken within each whole second after `start`, N = floor(seconds)."""
-    at, total = np.array(looks).T
+    at, total, _ = np.array(looks).T
     edges = np.interp(start + np.arange(int(seconds) + 1), at, total)
     return np.diff(edges)
 
 
-def _look() -> Look:
+def waited(looks: list[Look], start: float, seconds: float) -> NDArray[np.float64]:
+    """[N] the most seconds that the process waited between two looks, in each whole second after
+    `start`, N = floor(seconds)."""
+    at, _, total = np.array(looks).T
+    second = np.floor(at[1:] - start)
+    return np.array(
+        [np.diff(total)[second == n].max(initial=0.0) for n in range(int(seconds))], np.float64
+    )
+
+
+def _look(pid: int) -> Look:
     whole = Path("/proc/stat").read_text().split("\n", 1)[0].split()
-    return monotonic(), TICK_S * int(whole[8])
+    _, waited_ns, _ = Path(f"/proc/{pid}/schedstat").read_text().split()
+    return monotonic(), TICK_S * int(whole[8]), int(waited_ns) / 1e9

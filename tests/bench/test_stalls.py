@@ -40,4 +40,3 @@ def test_two_that_want_one_core_wait_for_each_other(one_core: None) -> None:
         end = monotonic()
         other.kill()
     assert waited_in(stalls, start, end) > SPIN_S / 4
-    assert all(stall.who for stall in stalls)
