@@ -91,8 +91,9 @@ def show(label: str, trial: Trial) -> None:
     ours, run = trial.ours, trial.run
     print(  # noqa: T201  # a benchmark's output
         f"      {label}: gateway {trial.gateway_cpu:.0%} of a core, generator "
-        f"{run.generator.cpu_share:.0%}, its lag p99 {run.generator.lag_p99_ms:.1f} ms; the host "
-        f"took {1e3 * trial.taken_s.mean():.0f} ms a second, much in "
+        f"{run.generator.cpu_share:.0%}, its lag p99 {run.generator.lag_p99_ms:.1f} ms; others "
+        f"{trial.others_cpu:.0%}; "
+        f"the host took {1e3 * trial.taken_s.mean():.0f} ms a second, much in "
         f"{len(trial.seconds) - len(ours.seconds)} of {len(trial.seconds)}"
     )
     for name, part in (("all", trial), ("ours", ours)):

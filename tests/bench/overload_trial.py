@@ -38,6 +38,8 @@ class Trial:
     """[S'] which of them are looked at."""
     gateway_cpu: float
     """Share of its core that the gateway used, over the whole trial."""
+    others_cpu: float
+    """Share of a core that processes used which are none of the trial's."""
 
     def within(self, start: int, end: int) -> Self:
         """The seconds from `start` to before `end`."""
@@ -105,10 +107,10 @@ class Trial:
 def attempt(gateway: Gateway, traffic: Traffic, *stages: Stage) -> Trial:
     """One trial through the stages, of whole seconds."""
     plan = schedule(stages, "poisson", most=1_000_000)
-    cpu_s = gateway.cpu_s()
+    cpu_s, others_s = gateway.cpu_s(), gateway.others_cpu_s()
     with looking(gateway.redis_pid) as looks:
         measured = generate(gateway.url, traffic, plan, LIMITS)
-    cpu_s = gateway.cpu_s() - cpu_s
+    cpu_s, others_s = gateway.cpu_s() - cpu_s, gateway.others_cpu_s() - others_s
     samples = measured.samples
     run = summarize(
         samples,
@@ -127,8 +129,10 @@ def attempt(gateway: Gateway, traffic: Traffic, *stages: Stage) -> Trial:
     seconds = np.arange(int(plan.seconds))
     lost = taken(looks, measured.start, plan.seconds)
     waits = waited(looks, measured.start, plan.seconds)
-    cpu = cpu_s / plan.seconds
-    return Trial(run, samples.due_s, samples.latency_ms, outcomes, lost, waits, seconds, cpu)
+    cpu, others = cpu_s / plan.seconds, others_s / plan.seconds
+    return Trial(
+        run, samples.due_s, samples.latency_ms, outcomes, lost, waits, seconds, cpu, others
+    )
 
 
 def undisturbed(trial: Callable[[], Trial], most: int) -> Trial:

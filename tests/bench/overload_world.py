@@ -35,8 +35,19 @@ class Gateway:
 
     def cpu_s(self) -> float:
         """CPU seconds that it has used."""
-        times = self.process.cpu_times()
-        return float(times.user + times.system)
+        return cpu_s(self.process)
+
+    def others_cpu_s(self) -> float:
+        """CPU seconds that whoever is not it, Redis or this process has used on this machine."""
+        every = psutil.cpu_times()
+        ours = [self.process, psutil.Process(self.redis_pid), psutil.Process()]
+        return float(every.user + every.nice + every.system) - sum(map(cpu_s, ours))
+
+
+def cpu_s(process: psutil.Process) -> float:
+    """CPU seconds that a process has used."""
+    times = process.cpu_times()
+    return float(times.user + times.system)
 
 
 @contextmanager
