@@ -2,7 +2,7 @@
 
 import ctypes
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 
 INT, LONG, FLOAT, POINTER = ctypes.c_int32, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 
@@ -52,6 +52,25 @@ class LinearArgs(ctypes.Structure):
         *((name, INT) for name in ("rows", "columns", "depth", "out_dtype")),
         *((name, POINTER) for name in ("x", "weight", "bias", "residual", "out_rows", "out")),
         *((name, LONG) for name in ("x_stride", "residual_stride", "out_stride")),
+    ]
+
+
+class Norm(ctypes.Structure):
+    """`mtgr_norm`."""
+
+    _fields_ = [("weight", POINTER), ("bias", POINTER), ("eps", FLOAT)]
+
+
+class LayerTailArgs(ctypes.Structure):
+    """`mtgr_layer_tail_args`."""
+
+    _fields_ = [
+        *((name, INT) for name in ("dtype", "rows", "dim")),
+        *((name, POINTER) for name in ("attended", "gate", "residual")),
+        *((name, LONG) for name in ("attended_stride", "gate_stride", "residual_stride")),
+        *((name, POINTER) for name in ("group", "weight", "bias")),
+        *((name, Norm) for name in ("gated_norm", "next_norm")),
+        *((name, POINTER) for name in ("out", "next")),
     ]
 
 

@@ -2,6 +2,7 @@
 //   mtgr_check check [cases]   random ragged problems, poisoned rows, repeated runs
 //   mtgr_check bench           the figures of the READMEs
 //   mtgr_check linear [cases]  the same two for the products alone
+//   mtgr_check tail [cases]    and for a layer's end
 //   mtgr_check run B H K [replays [pause]]
 //       one attention problem, twice, for a profiler; then that many replays of a graph of ten
 //       calls, `pause` milliseconds of rest before each, and the median time of a call
@@ -14,6 +15,7 @@
 #include "device.h"
 #include "linear_check.h"
 #include "norm_check.h"
+#include "tail_check.h"
 
 namespace check {
 namespace {
@@ -157,19 +159,25 @@ int main(int argc, char** argv) {
     check::check_repeats(100);
     check::failures += check::check_norms();
     check::failures += check::check_linears(cases / 8);
+    check::failures += check::check_tails(cases / 16);
   } else if (command == "bench") {
     check::bench_attention();
     check::bench_norms();
     check::bench_linears();
+    check::bench_tails();
   } else if (command == "linear") {
     check::failures += check::check_linears(argc > 2 ? std::atoi(argv[2]) : 40);
     check::bench_linears();
+  } else if (command == "tail") {
+    check::failures += check::check_tails(argc > 2 ? std::atoi(argv[2]) : 40);
+    check::bench_tails();
   } else if (command == "run" && argc >= 5 && argc <= 7) {
     check::run_one(std::atoi(argv[2]), std::atoi(argv[3]), std::atoi(argv[4]),
                    argc > 5 ? std::atoi(argv[5]) : 0, argc > 6 ? std::atoi(argv[6]) : 0);
   } else {
     std::fprintf(stderr,
-                 "usage: %s check [cases] | bench | linear [cases] | run B H K [replays [pause]]\n",
+                 "usage: %s check [cases] | bench | linear [cases] | tail [cases] | run B H K "
+                 "[replays [pause]]\n",
                  argv[0]);
     return 2;
   }

@@ -26,6 +26,14 @@ __device__ __forceinline__ void release_dependents() {
 #endif
 }
 
+// The current device's major compute capability.
+inline cudaError_t compute_capability(int& major) {
+  int device = 0;
+  const cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return error;
+  return cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+}
+
 // Launches with the overlap where the device has it (compute capability 9.0), plainly elsewhere.
 struct Shape {
   dim3 grid;
@@ -37,11 +45,8 @@ struct Shape {
 template <class... Parameters, class... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), const Shape& shape, cudaStream_t stream,
                    Arguments&&... arguments) {
-  int device = 0, major = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess)
-    error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  if (error != cudaSuccess) return error;
+  int major = 0;
+  if (const cudaError_t error = compute_capability(major); error != cudaSuccess) return error;
   cudaLaunchAttribute attributes[2]{};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attributes[0].val.programmaticStreamSerializationAllowed = 1;

@@ -43,6 +43,18 @@ __device__ __forceinline__ uint32_t pack2<__nv_bfloat16>(float low, float high) 
   return out;
 }
 
+// The low (0) or high (1) half of a register as a float.
+template <class T>
+__device__ __forceinline__ float unpack(uint32_t pair, int which);
+template <>
+__device__ __forceinline__ float unpack<__half>(uint32_t pair, int which) {
+  return __half2float(__ushort_as_half(uint16_t(pair >> which * 16)));
+}
+template <>
+__device__ __forceinline__ float unpack<__nv_bfloat16>(uint32_t pair, int which) {
+  return __uint_as_float(which ? pair & 0xffff0000u : pair << 16);
+}
+
 // silu(2h) = 2h * sigmoid(2h) = h + h * tanh(h): one multiply, one MUFU, one fma.
 __device__ __forceinline__ float silu_of_twice(float h) {
   float t;

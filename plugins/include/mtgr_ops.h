@@ -20,7 +20,7 @@ extern "C" {
 #define MTGR_API __attribute__((visibility("default")))
 
 /* Raised with every change of a signature or a struct below; the loaders compare it. */
-#define MTGR_ABI_VERSION 3
+#define MTGR_ABI_VERSION 4
 
 typedef enum { MTGR_FLOAT32 = 0, MTGR_FLOAT16 = 1, MTGR_BFLOAT16 = 2 } mtgr_dtype;
 
@@ -139,6 +139,38 @@ typedef struct {
  * the stream's last kernel started. */
 MTGR_API int mtgr_linear(int32_t dtype, int32_t epilogue, const mtgr_linear_args* problems,
                          int32_t count, mtgr_stream stream);
+
+/* An affine norm as of mtgr_norm_args; its parameters are in the type of what it norms. */
+typedef struct {
+  const void* weight; /* [groups, dim] */
+  const void* bias;
+  float eps;
+} mtgr_norm;
+
+/* The end of a layer: out = norm(attended * gate) weight^T + bias + residual, and, if `next` is
+ * given, next = norm(out), with which the next layer begins. Sums and statistics in fp32, the first
+ * norm's result rounded before the product. Compute capability 9.0. All inputs but `attended` must
+ * have been written before the stream's last kernel started. */
+typedef struct {
+  int32_t dtype; /* of all but bias */
+  int32_t rows;
+  int32_t dim;             /* 512 or 768 */
+  const void* attended;    /* [rows, dim] */
+  const void* gate;        /* [rows, dim] */
+  const void* residual;    /* [rows, dim] */
+  int64_t attended_stride; /* elements from row to row */
+  int64_t gate_stride;
+  int64_t residual_stride;
+  const int32_t* group; /* [rows], each in [0, groups) */
+  const void* weight;   /* [dim, dim], contiguous */
+  const float* bias;    /* [dim] */
+  mtgr_norm gated_norm;
+  mtgr_norm next_norm;
+  void* out;  /* [rows, dim], contiguous */
+  void* next; /* the same, or null */
+} mtgr_layer_tail_args;
+
+MTGR_API int mtgr_layer_tail(const mtgr_layer_tail_args* args, mtgr_stream stream);
 
 /* rows_out[i] = the row of ids[i] in a frozen open-addressing table, 0 if absent.
  * capacity is a power of two; a slot whose row is 0 is empty; at most max_probe slots are read. */

@@ -5,20 +5,6 @@
 namespace mtgr::linear {
 namespace {
 
-bool encode(CUtensorMap& map, mtgr_dtype dtype, const void* data, int rows, int columns,
-            int64_t stride, int box_rows) {
-  const cuuint64_t shape[2] = {cuuint64_t(columns), cuuint64_t(rows)};
-  const cuuint64_t strides[1] = {cuuint64_t(stride) * 2};
-  const cuuint32_t box[2] = {kDepth, cuuint32_t(box_rows)};
-  const cuuint32_t steps[2] = {1, 1};
-  const auto type =
-      dtype == MTGR_FLOAT16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
-  return tensor_map_encoder()(&map, type, 2, const_cast<void*>(data), shape, strides, box, steps,
-                              CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                              CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                              CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
-}
-
 bool describe(Launch& launch, mtgr_dtype dtype, const mtgr_linear_args* problems, int count,
               const Tile& tile) {
   for (int i = 0; i < count; ++i) {
@@ -26,8 +12,8 @@ bool describe(Launch& launch, mtgr_dtype dtype, const mtgr_linear_args* problems
     if (a.rows == 0) continue;
     Problem& p = launch.problems[launch.count++];
     const int across = (a.columns - 1) / (tile.columns * tile.across) + 1;
-    if (!encode(p.x, dtype, a.x, a.rows, a.depth, a.x_stride, tile.loaded_rows()) ||
-        !encode(p.weight, dtype, a.weight, a.columns, a.depth, a.depth, tile.loaded_columns()))
+    if (!encode_rows(p.x, dtype, a.x, a.rows, a.depth, a.x_stride, tile.loaded_rows()) ||
+        !encode_rows(p.weight, dtype, a.weight, a.columns, a.depth, a.depth, tile.loaded_columns()))
       return false;
     p.bias = a.bias;
     p.residual = a.residual;

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "error.h"
+#include "launch.cuh"
 #include "problem.h"
 
 namespace mtgr::linear {
@@ -89,9 +90,8 @@ extern "C" int mtgr_linear(int32_t dtype, int32_t epilogue, const mtgr_linear_ar
     if (int status = linear::check(problems[i])) return status;
   }
   int device = 0, major = 0, processors = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess)
-    error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  cudaError_t error = compute_capability(major);
+  if (error == cudaSuccess) error = cudaGetDevice(&device);
   if (error == cudaSuccess)
     error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
   if (error != cudaSuccess) return cuda_status(error, "device properties");

@@ -34,11 +34,15 @@ __device__ __forceinline__ uint32_t cluster_rank() {
 
 // Every thread of every block of the cluster. What it orders is initialized barriers, by their own
 // fence: one of all memory would wait for every store.
+__device__ __forceinline__ void cluster_arrive() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void cluster_wait() {
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
 __device__ __forceinline__ void cluster_barrier() {
-  asm volatile(
-      "barrier.cluster.arrive.relaxed.aligned;\n"
-      "barrier.cluster.wait.acquire.aligned;" ::
-          : "memory");
+  cluster_arrive();
+  cluster_wait();
 }
 
 // Arrives on the barrier at this address in block `rank` of the cluster. What it hands over was
