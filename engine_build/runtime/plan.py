@@ -2,21 +2,23 @@
 
 What PyTorch's modules do in separate passes happens within the products here: bias, SiLU, residual,
 a token's place among the rows. One launch encodes all features, one product each makes all hidden
-layers and all tokens; then five launches a layer. Weights are rearranged once. The scores are those
-of `Serving` up to rounding; `MTGR` stays the definition, and what trains.
+layers and all tokens; then three launches a layer, or five. Weights are rearranged once. The scores
+are those of `Serving` up to rounding; `MTGR` stays the definition, and what trains.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from engine_build.runtime.plan_features import CARRIERS, FeatureRows, Tables
+from engine_build.runtime.plan_layer import PlannedLayer, Rows, Weights
 from model_def.attention import CANDIDATE, STATIC
 from model_def.model import MTGR, TOKEN_SEGMENTS, Layer
 from model_def.tokens import Tokenizer
-from plugins.fused import Descriptors, Features, Frame, Product, products, task_scores, tokens
+from plugins.fused import Descriptors, Features, Frame, products, task_scores, tokens
 from plugins.loader import Library
 
 SEQUENCES = ("lifelong", "realtime", "candidate")
@@ -40,18 +42,6 @@ def refusal(model: MTGR, dtype: torch.dtype, device: torch.device) -> str | None
     return None
 
 
-class Weights:
-    """weight [columns, depth] in 16 bits and bias [columns] in float32, of one product."""
-
-    def __init__(self, weight: Tensor, bias: Tensor, like: Tensor):
-        self.weight = weight.detach().to(like.device, like.dtype).contiguous()
-        self.bias = bias.detach().to(like.device, torch.float32).contiguous()
-
-    def product(self, x: Tensor, out: Tensor, **more: Tensor) -> Product:
-        """x weight^T + bias into `out`."""
-        return Product(x, self.weight, self.bias, out, **more)
-
-
 @dataclass(frozen=True)
 class Segment:
     """How one sequence's tokens are made: features -> hidden -> tokens."""
@@ -59,21 +49,6 @@ class Segment:
     descriptors: Descriptors
     hidden: Weights
     out: Weights
-
-
-class PlannedLayer:
-    """A layer's weights; the last one's in two parts, of (u, q) and of (v, k)."""
-
-    def __init__(self, layer: Layer, like: Tensor, *, last: bool):
-        d = layer.config.d_model
-        weight, bias = layer.uvqk_weight.view(4, d, d), layer.uvqk_bias.view(4, d)
-        parts = ((0, 2), (1, 3)) if last else ((0, 1, 2, 3),)
-        self.projections = [
-            Weights(weight[list(p)].flatten(0, 1), bias[list(p)].flatten(), like) for p in parts
-        ]
-        self.out = Weights(layer.out_weight, layer.out_bias, like)
-        affine = (layer.ln_in_weight, layer.ln_in_bias, layer.ln_out_weight, layer.ln_out_bias)
-        self.affine = [parameter.detach().to(like) for parameter in affine]
 
 
 class Plan:
@@ -96,7 +71,7 @@ class Plan:
         self._profile, weight = profile.on(device, dtype)
         self._profile_out = Weights(weight, weight.new_zeros(len(weight)), like)
         self._layers = [
-            PlannedLayer(layer, like, last=layer is model.layers[-1])
+            PlannedLayer(layer, like, library, last=layer is model.layers[-1])
             for layer in model.layers
             if isinstance(layer, Layer)
         ]
@@ -122,9 +97,12 @@ class Plan:
 
     def __call__(self, arrays: Mapping[str, Tensor]) -> Tensor:
         x, frame, rows = self._tokens(arrays)
-        for layer in self._layers[:-1]:
-            x = self._layer(layer, x, arrays, frame, STATIC, 0)
-        x = self._layer(self._layers[-1], x, arrays, frame, CANDIDATE, len(x) - rows["candidate"])
+        rows_of = Rows(frame, arrays["rt_offsets"], arrays["candidate_offsets"])
+        n = self._layers[0].begin(x, frame.group)
+        for layer, after in pairwise(self._layers):
+            x, n = layer.run(x, n, rows_of, STATIC, after)
+        last, skip = self._layers[-1], len(x) - rows["candidate"]
+        x, _ = last.run(x, n, rows_of, CANDIDATE, None, skip)
         tasks, width = self._head_weight.shape
         hidden = x.new_empty(len(x), tasks * width, dtype=torch.float32)
         products(self._library, self._hidden.product(x, hidden), silu=True)
@@ -209,61 +187,6 @@ class Plan:
             (arrays.get(f"{segment}_{carrier}"), width, of_request)
             for carrier, width in zip(CARRIERS, widths, strict=True)
         ]
-
-    def _layer(
-        self,
-        layer: PlannedLayer,
-        x: Tensor,
-        arrays: Mapping[str, Tensor],
-        frame: Frame,
-        query: int,
-        skip: int,
-    ) -> Tensor:
-        """Rows of all segments -> the next layer's rows of segments >= `query`: those after
-        `skip`."""
-        config, group = self._config, frame.group
-        n = torch.ops.mtgr.group_layer_norm(x, group, *layer.affine[:2], config.eps)
-        inputs = (n,) if len(layer.projections) == 1 else (n[skip:], n)
-        made = [
-            rows.new_empty(len(rows), len(weights.weight))
-            for weights, rows in zip(layer.projections, inputs, strict=True)
-        ]
-        products(
-            self._library,
-            *(
-                weights.product(rows, out)
-                for weights, rows, out in zip(layer.projections, inputs, made, strict=True)
-            ),
-            silu=True,
-        )
-        u, v, q, k = self._split(made)
-        attended = torch.ops.mtgr.hstu_attention(
-            q,
-            k,
-            v,
-            frame.static_offsets,
-            arrays["rt_offsets"],
-            arrays["candidate_offsets"],
-            frame.rt_visible_out,
-            frame.candidate_visible_out,
-            config.alpha,
-            config.inv_n,
-            query,
-        )
-        gated = torch.ops.mtgr.gated_group_layer_norm(
-            attended.flatten(1), u.flatten(1), group[skip:], *layer.affine[2:], config.eps_gated
-        )
-        out = torch.empty_like(gated)
-        products(self._library, layer.out.product(gated, out, residual=x[skip:]))
-        return out
-
-    def _split(self, made: list[Tensor]) -> tuple[Tensor, ...]:
-        """u, v, q, k, each [rows, H, D], of one projection's output or of (u, q) and (v, k)."""
-        shape = (-1, 4 // len(made), self._config.heads, self._config.head_dim)
-        if len(made) == 1:
-            return made[0].view(shape).unbind(1)
-        (u, q), (v, k) = (part.view(shape).unbind(1) for part in made)
-        return u, v, q, k
 
 
 def linear_of(head: nn.Module, at: int) -> nn.Linear:

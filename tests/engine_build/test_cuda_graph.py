@@ -34,6 +34,7 @@ from engine_build.runtime.plan import Plan
 from engine_build.serving import Serving
 from model_def.checkpoint import Checkpoint
 from model_def.config import PRESETS
+from plugins.tail import MOST_ROWS
 from tests.model_def import cases
 
 LOG = logging.getLogger(__name__)
@@ -187,10 +188,13 @@ def test_captured_equals_pytorch(
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
-@pytest.mark.parametrize("preset", ["tiny", "small"])
-def test_plan_equals_the_module(precision: Precision, preset: str) -> None:
+@pytest.mark.parametrize(("preset", "in_one"), [("tiny", False), ("small", False), ("small", True)])
+def test_plan_equals_the_module(
+    precision: Precision, preset: str, in_one: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """For ragged requests in padded buckets, the planned launches are at most twice as far from
-    the module in float32 as the module itself in 16 bits."""
+    the module in float32 as the module itself in 16 bits, a layer's end in one launch or three."""
+    monkeypatch.setattr("plugins.tail.FEWEST_ROWS", 1 if in_one else MOST_ROWS + 1)
     device = torch.device("cuda")
     if torch.cuda.get_device_capability(device)[0] != 9:
         pytest.skip("NOT CHECKED: the plan is for compute capability 9.0")
