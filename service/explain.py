@@ -83,7 +83,8 @@ def neutral_value(feature: Feature, layout: Layout, candidates: Rows) -> float |
         return feature.default
     if not isinstance(feature, NumberFeature):
         return 0
-    return float(np.median(columns_from_rows(layout, candidates)[feature.name]))
+    # Wider than the column: the two in the middle are added.
+    return float(np.median(columns_from_rows(layout, candidates)[feature.name].astype(np.float64)))
 
 
 def variants(layout: Layout, rows: Rows, neutral: Values) -> Rows:

@@ -68,6 +68,16 @@ def test_a_feature_taken_out_changes_the_score_as_asking_without_it_would(
     assert largest > 1e-3
 
 
+def test_the_median_of_the_largest_numbers_is_one_of_them(client: httpx.Client) -> None:
+    """The two in the middle may be the largest of their type: their sum is none of it."""
+    largest = float(np.finfo(np.float32).max)
+    for many in (2, 4):
+        asked = request(many)
+        for candidate in asked["candidates"]:
+            candidate["features"]["distance"] = -largest
+        assert rank(client, asked)["explanation"]["neutral"]["distance"] == -largest
+
+
 def test_features_are_told_as_the_model_saw_them(client: httpx.Client, redis: Redis) -> None:
     """Joined from the item's record, with defaults; tokens are those of the request."""
     rows = rows_from_columns(
