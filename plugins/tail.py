@@ -1,7 +1,7 @@
 """The end of a layer in one launch: gated norm, output product, residual, the next layer's norm.
 
-Where a tile's launch is short of rows or has more than run at once, the separate launches of
-`fused.py` and the norms are faster: `fits` tells.
+Of few rows, or more than run at once, the separate launches of `fused.py` and the norms are faster:
+`fits` tells. All inputs but `attended` are read while the launch before still runs.
 """
 
 import ctypes

@@ -4,6 +4,8 @@
 // The contract of every kernel launched here: it calls wait_for_inputs() in every thread that reads
 // or writes memory of other kernels, before it does; and as each kernel of a stream waits for the
 // one before it, waiting for the last one is waiting for all.
+// What was written before the one before it started may be read without waiting: weights, and what
+// layer_tail takes from before attention, which is launched plainly.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(kThreads, 1)
                      Partial* partials, int* counters) {
   extern __shared__ __align__(1024) unsigned char raw[];
   Shared& shared = *reinterpret_cast<Shared*>(raw);
-  release_dependents();
+  release_dependents();  // it was launched plainly: all before it has ended
   if (threadIdx.x == 0) shared.init();
   if (threadIdx.x < 32) prefetch_offsets(p);
   if (threadIdx.x == 32) prefetch_maps(maps);
