@@ -37,8 +37,8 @@ def refusal(model: MTGR, dtype: torch.dtype, device: torch.device) -> str | None
     if config.mask != "dynamic":
         return f"mask {config.mask}, expected dynamic"
     for name, width in (("d_model", config.d_model), ("head_hidden", config.head_hidden)):
-        if width % 8:
-            return f"{name} {width} is no multiple of 8"
+        if width % 16:
+            return f"{name} {width} is no multiple of 16"
     return None
 
 

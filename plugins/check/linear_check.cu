@@ -151,7 +151,7 @@ int check_one(uint64_t seed) {
   std::vector<mtgr_linear_args> args;
   for (int i = 0, count = 1 + below(3); i < count; ++i) {
     const Options options{below(8) ? 1 + below(700) : 0,
-                          8 * (1 + below(90)),
+                          16 * (1 + below(45)),
                           8 * (1 + below(60)),
                           epilogue,
                           bool(below(4)),
@@ -163,7 +163,7 @@ int check_one(uint64_t seed) {
   }
   int failures = 0;
   for (int tile = 0; tile < linear::kTileCount; ++tile) {
-    if (epilogue == linear::kAddResidual && !kTiles[tile].takes_residual()) continue;
+    if (!linear::suits(kTiles[tile], epilogue, args.data(), args.size())) continue;
     for (auto& one : cases) one->out.fill_bytes(0xff);
     const int processors = 4 + 2 * below(60);
     CHECK_CUDA(linear::launch_linear(Case<T>::dtype(), epilogue, args.data(), args.size(), tile,
@@ -222,7 +222,7 @@ void bench_linears() {
     const int chosen = linear::choose_tile(shape.epilogue, &args, 1, processors);
     double us_chosen = 0;
     for (int tile = 0; tile < linear::kTileCount; ++tile) {
-      if (shape.epilogue == linear::kAddResidual && !kTiles[tile].takes_residual()) {
+      if (!linear::suits(kTiles[tile], shape.epilogue, &args, 1)) {
         std::printf("       -");
         continue;
       }

@@ -155,11 +155,12 @@ int main(int argc, char** argv) {
   const std::string command = argc > 1 ? argv[1] : "";
   if (command == "check") {
     const int cases = argc > 2 ? std::atoi(argv[2]) : 300;
-    check::check_attention(cases);
-    check::check_repeats(100);
-    check::failures += check::check_norms();
-    check::failures += check::check_linears(cases / 8);
-    check::failures += check::check_tails(cases / 16);
+    const std::string only = argc > 3 ? argv[3] : "";
+    auto chosen = [&](const char* kernel) { return only.empty() || only == kernel; };
+    if (chosen("attention")) check::check_attention(cases), check::check_repeats(100);
+    if (chosen("norm")) check::failures += check::check_norms();
+    if (chosen("linear")) check::failures += check::check_linears(cases / 8);
+    if (chosen("tail")) check::failures += check::check_tails(cases / 16);
   } else if (command == "bench") {
     check::bench_attention();
     check::bench_norms();
@@ -176,7 +177,8 @@ int main(int argc, char** argv) {
                    argc > 5 ? std::atoi(argv[5]) : 0, argc > 6 ? std::atoi(argv[6]) : 0);
   } else {
     std::fprintf(stderr,
-                 "usage: %s check [cases] | bench | linear [cases] | tail [cases] | run B H K "
+                 "usage: %s check [cases [attention | norm | linear | tail]] | bench | linear "
+                 "[cases] | tail [cases] | run B H K "
                  "[replays [pause]]\n",
                  argv[0]);
     return 2;

@@ -13,8 +13,10 @@ __device__ __forceinline__ int32_t find_row(int64_t id, const int64_t* keys, con
   uint64_t slot = log_capacity == 0 ? 0 : hash >> (64 - log_capacity);
   for (int probe = 0; probe < max_probe; ++probe, slot = (slot + 1) & mask) {
     const int32_t row = __ldg(rows + slot);
-    if (row == 0) break;  // an empty slot ends the chain: nothing is ever deleted
-    if (__ldg(keys + slot) == id) return row;
+    const int64_t key = __ldg(keys + slot);
+    // An empty slot, whose row is 0, ends the chain: nothing is ever deleted. Without a branch for
+    // either, both loads are awaited at once.
+    if ((row == 0) | (key == id)) return row;
   }
   return 0;
 }

@@ -120,7 +120,7 @@ typedef enum {
  * rounded once. Addresses and row strides are multiples of 16 bytes. */
 typedef struct {
   int32_t rows;
-  int32_t columns;         /* of out; a multiple of 8 */
+  int32_t columns;         /* of out; a multiple of 16 */
   int32_t depth;           /* columns of x and of the weight; a multiple of 8 */
   int32_t out_dtype;       /* that of x, or MTGR_FLOAT32 */
   const void* x;           /* [rows, depth] */

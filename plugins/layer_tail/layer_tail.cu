@@ -27,7 +27,9 @@ cudaError_t start(const mtgr_layer_tail_args& a, cudaStream_t stream) {
   if (tensor_map_encoder() == nullptr) return cudaErrorNotSupported;
   const auto dtype = static_cast<mtgr_dtype>(a.dtype);
   Launch launch{};
-  if (!encode_rows(launch.weight, dtype, a.weight, a.dim, a.dim, a.dim, a.dim / kCluster))
+  const int half_groups = a.dim / kCluster / 2 / kGroup;
+  if (!encode_weight(launch.weight, dtype, a.weight, a.dim, a.dim, kVector, half_groups,
+                     kVector / 2))
     return cudaErrorInvalidValue;
   launch.attended = a.attended;
   launch.gate = a.gate;

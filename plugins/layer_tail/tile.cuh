@@ -8,64 +8,68 @@ namespace mtgr::tail {
 
 using namespace mtgr::hopper;
 
-constexpr int kRows = 64;          // of a tile
-constexpr int kCluster = 4;        // blocks that share it
-constexpr int kMultiplying = 256;  // threads that hold the product
-constexpr int kConsumers = 512;    // threads that compute, those among them; one more warp copies
-constexpr int kThreads = kConsumers + 32;
-constexpr int kRowThreads = kConsumers / kRows;  // 8, that hold a row's quarter together
+constexpr int kRows = 64;    // of a tile
+constexpr int kCluster = 4;  // blocks that share it
+constexpr int kThreads = 512;
+constexpr int kMultiplying = 256;        // the first of them hold the product
+constexpr int kCopying = kThreads - 32;  // the last warp copies as well
 constexpr int kDepth = 64;  // columns of a chunk of the product's operands: 128 bytes a row
 constexpr int kRowBytes = kDepth * 2;
+// Neighbouring columns that a lane holds of a product, and those of the four lanes of a row
+// (encode_weight).
+constexpr int kVector = 8, kGroup = 4 * kVector;
 
 // Of rows of 256 `kHeads` columns.
 template <int kHeads>
 struct Sizes {
   static constexpr int kDim = 256 * kHeads, kColumns = kDim / kCluster;
+  static constexpr int kHalf = kColumns / 2;  // columns of the product in a warpgroup
   static constexpr int kChunks = kDim / kDepth;
   static constexpr int kWeightBytes = kColumns * kRowBytes;
-  static constexpr int kFitting = (222 * 1024 - kChunks * kRows * kRowBytes) / kWeightBytes;
+  static constexpr int kFitting = (218 * 1024 - kChunks * kRows * kRowBytes) / kWeightBytes;
   static constexpr int kStages = kFitting < kChunks ? kFitting : kChunks;
   // The i-th chunk that a block multiplies: those of its own quarter, kHeads of them, come first.
   __device__ static int chunk(int rank, int i) { return (rank * kHeads + i) % kChunks; }
-  // Pitch of a row of the product on its way between layouts: rows lie 8 banks apart.
-  static constexpr int kPitch = kColumns + 8;
 };
 
-// Barriers of a block's threads, beside that of __syncthreads.
-enum Named { kMultiplied = 1, kProduct, kGated };  // kGated: one a chunk of the quarter
+// Barriers of a block's threads, beside that of __syncthreads: one a chunk of the quarter.
+constexpr int kGated = 1;
 
-// Mean and sum of squared differences from it, of one block's quarter of each row.
-using Moments = float2[kCluster][kRows];
+// Mean and sum of squared differences from it, of each part of each row. The pitch keeps eight rows
+// that are read at once in different banks.
+template <int kParts>
+struct Moments {
+  static constexpr int kBytes = kRows * kParts * sizeof(float2);
+  alignas(16) float2 of[kRows][kParts + 2];
+};
 
 template <int kHeads>
 struct Shared {
   using S = Sizes<kHeads>;
 
   alignas(1024) unsigned char gated[S::kChunks][kRows * kRowBytes];
-  union {
-    alignas(1024) unsigned char weight[S::kStages][S::kWeightBytes];
-    float product[kRows * S::kPitch];  // once all weights were multiplied
-  };
-  alignas(16) float bias[S::kColumns];
-  Moments moments[2];
+  alignas(1024) unsigned char weight[S::kStages][S::kWeightBytes];
+  Moments<kCluster> gated_moments;
+  Moments<2 * kCluster> out_moments;
   uint64_t gated_full[S::kChunks], weight_full[S::kStages], weight_empty[S::kStages];
-  uint64_t moments_full[2];
+  uint64_t gated_moments_full, out_moments_full;
 
   // By one thread. What comes once is announced here, before another block can send it.
   __device__ void init() {
-    for (uint64_t& barrier : gated_full) {
-      barrier_init(&barrier, 1);
-      arrive_expecting(&barrier, kRows * kRowBytes);
-    }
-    for (uint64_t& barrier : moments_full) {
-      barrier_init(&barrier, 1);
-      arrive_expecting(&barrier, sizeof(Moments));
-    }
+    for (uint64_t& barrier : gated_full) expect_once(&barrier, kRows * kRowBytes);
+    expect_once(&gated_moments_full, gated_moments.kBytes);
+    expect_once(&out_moments_full, out_moments.kBytes);
     for (int i = 0; i < S::kStages; ++i) {
       barrier_init(&weight_full[i], 1);
       barrier_init(&weight_empty[i], kMultiplying / 32);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  }
+
+ private:
+  __device__ static void expect_once(uint64_t* barrier, int bytes) {
+    barrier_init(barrier, 1);
+    arrive_expecting(barrier, bytes);
   }
 };
 

@@ -2,9 +2,8 @@
 //
 // A producer thread copies blocks of x and W through a ring of shared-memory stages, tile after
 // tile; two consumer warpgroups multiply them in fp32 registers. They share each tile, or take
-// turns at tiles: then one finishes its tile while the other keeps the matrix units busy. Bias and
-// SiLU are applied in registers, and the result passes through shared memory to leave as whole
-// lines.
+// turns at tiles: then one finishes its tile while the other keeps the matrix units busy. Bias,
+// SiLU and residual are applied in registers, from where the result leaves.
 #pragma once
 
 #include "launch.cuh"
@@ -13,34 +12,46 @@
 
 namespace mtgr::linear {
 
-// Copies part `part` of `kParts` of a stage's rows of x or W to the blocks of `mask`.
-template <int kParts>
-__device__ void copy_part(unsigned char* to, const CUtensorMap* map, int block, int row, int part,
-                          int part_rows, uint64_t* full, uint16_t mask) {
-  to += part * part_rows * kRowBytes;
-  if constexpr (kParts == 1)
-    copy_rows(to, map, block * kDepth, row, full);
+// Copies this block's part of a stage's rows of x to all blocks that share them.
+template <int kTile>
+__device__ void load_rows(Shared<kTile>& shared, const Place& at, int block, int stage,
+                          const Member<kTile>& self) {
+  using S = Shared<kTile>;
+  unsigned char* to = shared.x[stage] + self.across * S::kLoadedRows * kRowBytes;
+  if constexpr (S::kShape.across == 1)
+    copy_rows(to, &at.problem.x, block * kDepth, at.row, &shared.full[stage]);
   else
-    copy_rows_to_all(to, map, block * kDepth, row + part * part_rows, full, mask);
+    copy_rows_to_all(to, &at.problem.x, block * kDepth, at.row + self.across * S::kLoadedRows,
+                     &shared.full[stage], self.of_row());
+}
+
+// The same of W. Those who share its columns load some pairs of each lane's vectors.
+template <int kTile>
+__device__ void load_weight(Shared<kTile>& shared, const Place& at, int block, int stage,
+                            const Member<kTile>& self) {
+  using S = Shared<kTile>;
+  const int group = at.column / kGroup;
+  arrive_expecting(&shared.full[stage], S::kStageBytes);
+  if constexpr (S::kShape.down == 1)
+    copy_weight(shared.weight[stage], &at.problem.weight, block * kDepth, group, 0,
+                &shared.full[stage]);
+  else
+    copy_weight_to_all(shared.weight[stage] + self.down * S::kLoadedColumns * kRowBytes,
+                       &at.problem.weight, block * kDepth, group, self.down * S::kPairs,
+                       &shared.full[stage], self.of_column());
 }
 
 template <int kTile>
 __device__ void produce(const Launch& launch, Shared<kTile>& shared, const Member<kTile>& self) {
   using S = Shared<kTile>;
-  constexpr Tile kShape = kTiles[kTile];
   const int first = blockIdx.x / S::kCluster, step = gridDim.x / S::kCluster;
-  auto load_weight = [&](const Place& at, int block, int stage) {
-    arrive_expecting(&shared.full[stage], S::kStageBytes);
-    copy_part<kShape.down>(shared.weight[stage], &at.problem.weight, block, at.column, self.down,
-                           S::kLoadedColumns, &shared.full[stage], self.of_column());
-  };
 
   // Weights are nobody's output: those of the first stages come while earlier kernels end.
   int ahead = 0;
   if (first < launch.units) {
     const Place at = Place::of<kTile>(launch, first, self);
     for (; ahead < S::kStages && ahead < at.problem.blocks_deep; ++ahead)
-      load_weight(at, ahead, ahead);
+      load_weight<kTile>(shared, at, ahead, ahead, self);
   }
   wait_for_inputs();
 
@@ -53,10 +64,9 @@ __device__ void produce(const Launch& launch, Shared<kTile>& shared, const Membe
         --ahead;
       } else {
         wait(&shared.empty[next.stage], next.parity ^ 1);
-        load_weight(at, block, next.stage);
+        load_weight<kTile>(shared, at, block, next.stage, self);
       }
-      copy_part<kShape.across>(shared.x[next.stage], &at.problem.x, block, at.row, self.across,
-                               S::kLoadedRows, &shared.full[next.stage], self.of_row());
+      load_rows<kTile>(shared, at, block, next.stage, self);
     }
   }
   // No block leaves while another may still arrive at its barriers.
@@ -117,13 +127,13 @@ __device__ void consume(const Launch& launch, Shared<kTile>& shared, const Membe
 #pragma unroll
     for (int b = 0; b < kBlocks; ++b) {
       const int row = at.row + first_row + b * 64 + warp % 4 * 16;
-      const Output<T, kColumns, kEpilogue> output(at, row, lane);
+      const Output<T, kTile, kEpilogue> output(at, row, lane);
       if (b == 0) {
         products_wait<0>();
         release(previous);
         bias.store(shared.bias[consumer]);
       }
-      output.store(shared.strip[warp], shared.bias[consumer], c[b]);
+      output.store(shared.bias[consumer], c[b]);
     }
   }
 }
@@ -153,10 +163,10 @@ __global__ void __launch_bounds__(128 * (1 + kConsumers), 1)
   cluster_barrier();  // nobody copies or arrives before barriers are there
 
   if (threadIdx.x < 128) {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(S::kLoading));
     if (threadIdx.x == 0) produce<kTile>(launch, shared, self);
   } else {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(S::kMultiplying));
     consume<T, kTile, kEpilogue>(launch, shared, self);
   }
 }

@@ -13,7 +13,8 @@ bool describe(Launch& launch, mtgr_dtype dtype, const mtgr_linear_args* problems
     Problem& p = launch.problems[launch.count++];
     const int across = (a.columns - 1) / (tile.columns * tile.across) + 1;
     if (!encode_rows(p.x, dtype, a.x, a.rows, a.depth, a.x_stride, tile.loaded_rows()) ||
-        !encode_rows(p.weight, dtype, a.weight, a.columns, a.depth, a.depth, tile.loaded_columns()))
+        !encode_weight(p.weight, dtype, a.weight, a.columns, a.depth, kVector,
+                       tile.columns / kGroup, kVector / 2 / tile.down))
       return false;
     p.bias = a.bias;
     p.residual = a.residual;
@@ -35,7 +36,7 @@ bool describe(Launch& launch, mtgr_dtype dtype, const mtgr_linear_args* problems
 template <class T, int kTile, Epilogue kEpilogue>
 cudaError_t start(const Launch& launch, int processors, cudaStream_t stream) {
   constexpr Tile kShape = kTiles[kTile];
-  if constexpr (kEpilogue == kAddResidual && !kShape.takes_residual()) {
+  if constexpr (kEpilogue == kAddResidual && !kShape.is_narrow()) {
     return cudaErrorNotSupported;
   } else {
     auto* kernel = linear<T, kTile, kEpilogue>;

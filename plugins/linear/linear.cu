@@ -11,8 +11,8 @@ namespace {
 
 int check(const mtgr_linear_args& a) {
   if (a.rows < 0) return invalid("x: %d rows", a.rows);
-  if (a.columns < 8 || a.columns % 8 != 0 || a.depth < 8 || a.depth % 8 != 0)
-    return invalid("weight: [%d, %d], expected multiples of 8", a.columns, a.depth);
+  if (a.columns < 16 || a.columns % 16 != 0 || a.depth < 8 || a.depth % 8 != 0)
+    return invalid("weight: [%d, %d], expected multiples of 16 and of 8", a.columns, a.depth);
   if (a.rows == 0) return MTGR_OK;
   if (!a.x || !aligned16(a.x, 2, a.x_stride))
     return invalid("x: expected an address and a row stride that are multiples of 16 bytes");
@@ -58,11 +58,18 @@ double clocks(const mtgr_linear_args* problems, int count, int processors, const
 
 }  // namespace
 
+bool suits(const Tile& tile, Epilogue epilogue, const mtgr_linear_args* problems, int count) {
+  if (epilogue == kAddResidual && !tile.is_narrow()) return false;
+  for (int i = 0; i < count; ++i)
+    if (problems[i].out_dtype == MTGR_FLOAT32 && !tile.is_narrow()) return false;
+  return true;
+}
+
 int choose_tile(Epilogue epilogue, const mtgr_linear_args* problems, int count, int processors) {
   int best = 0;
   double least = 1e300;
   for (int i = 0; i < kTileCount; ++i) {
-    if (epilogue == kAddResidual && !kTiles[i].takes_residual()) continue;
+    if (!suits(kTiles[i], epilogue, problems, count)) continue;
     const double taken = clocks(problems, count, processors, kTiles[i]);
     if (taken < least) best = i, least = taken;
   }

@@ -9,9 +9,6 @@ namespace mtgr::linear {
 using namespace mtgr::hopper;
 
 constexpr int kRowBytes = kDepth * 2;
-constexpr int kStrip = 64;             // columns: a whole line of a 16-bit row
-constexpr int kRowLanes = kStrip / 8;  // lanes that store one row of a strip
-constexpr int kPasses = 16 * kRowLanes / 32;
 constexpr int kSharedLimit = 227 * 1024;
 
 template <int kTile>
@@ -19,18 +16,20 @@ struct Shared {
   static constexpr Tile kShape = kTiles[kTile];
   static constexpr int kRows = kShape.rows(), kColumns = kShape.columns;
   static constexpr int kCluster = kShape.cluster();
+  static constexpr int kPairs = kVector / 2 / kShape.down;  // of a vector, that a block loads
+  // Registers of a thread that loads, and of one that multiplies: of 64,512 for 128 and 256.
+  static constexpr int kLoading = kShape.is_narrow() ? 40 : 24;
+  static constexpr int kMultiplying = kShape.is_narrow() ? 232 : 240;
   static constexpr int kLoadedRows = kShape.loaded_rows();
   static constexpr int kLoadedColumns = kShape.loaded_columns();
   static constexpr int kStageBytes = (kRows + kColumns) * kRowBytes;
-  static constexpr int kBiasPitch = (kColumns - 1) / kStrip * kStrip + kStrip;
-  static constexpr int kOutputBytes = kConsumers * (4 * 16 * kRowBytes + kBiasPitch * 4);
-  static constexpr int kFitting = (kSharedLimit - kOutputBytes - 256) / kStageBytes;
+  static constexpr int kBiasBytes = kConsumers * kColumns * 4;
+  static constexpr int kFitting = (kSharedLimit - kBiasBytes - 256) / kStageBytes;
   static constexpr int kStages = kFitting < 8 ? kFitting : 8;
 
   alignas(1024) unsigned char x[kStages][kRows * kRowBytes];
   alignas(1024) unsigned char weight[kStages][kColumns * kRowBytes];
-  alignas(128) unsigned char strip[kConsumers * 4][16 * kRowBytes];  // a warp's
-  float bias[kConsumers][kBiasPitch];
+  alignas(16) float bias[kConsumers][kColumns];
   uint64_t full[kStages], empty[kStages];
   // A consumer's turn: the other has seen all stages of its tile arrive. Without it one would wait
   // for a stage two rounds ahead, which a barrier's parity cannot tell from one that has passed.

@@ -12,6 +12,9 @@ namespace mtgr::linear {
 
 constexpr int kMostProblems = 4;  // of one launch
 constexpr int kDepth = 64;        // columns of x and of the weight a stage holds: 128 bytes a row
+// Neighbouring columns that a lane holds together, and those of the four lanes of a row
+// (encode_weight).
+constexpr int kVector = 4, kGroup = 4 * kVector;
 
 constexpr int kConsumers = 2;  // warpgroups that multiply
 
@@ -31,8 +34,8 @@ struct Tile {
   // Rows of x and of W that a thread block loads of each stage, for itself and its cluster.
   constexpr int loaded_rows() const { return rows() / across; }
   constexpr int loaded_columns() const { return columns / down; }
-  // Whether registers are left to hold residual rows while they are awaited.
-  constexpr bool takes_residual() const { return blocks * columns <= 256; }
+  // Whether registers are left to hold residual rows while they are awaited, or to write fp32.
+  constexpr bool is_narrow() const { return blocks * columns <= 256; }
 };
 
 constexpr Tile kTiles[] = {{false, 1, 64, 2, 1},  {false, 1, 96, 2, 1},  {false, 1, 128, 2, 1},
@@ -59,7 +62,10 @@ struct Launch {
   int count, units;
 };
 
-// The tile shape that suits these problems, as an index of kTiles.
+// Whether these problems can be run with a tile shape.
+bool suits(const Tile& tile, Epilogue epilogue, const mtgr_linear_args* problems, int count);
+
+// The fastest tile shape for these problems, as an index of kTiles.
 int choose_tile(Epilogue epilogue, const mtgr_linear_args* problems, int count, int processors);
 
 // Runs checked problems with the given tile shape.

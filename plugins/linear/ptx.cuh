@@ -26,6 +26,26 @@ __device__ __forceinline__ void copy_rows_to_all(void* shared, const CUtensorMap
       : "memory");
 }
 
+// A box of a weight (encode_weight) lands as rows of 128 bytes, swizzled, at `shared`.
+__device__ __forceinline__ void copy_weight(void* shared, const CUtensorMap* map, int depth,
+                                            int group, int pair, uint64_t* barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%3, %4, %4, %5, %6}], [%2];" ::"r"(shared_address(shared)),
+      "l"(map), "r"(shared_address(barrier)), "r"(depth), "r"(0), "r"(group), "r"(pair)
+      : "memory");
+}
+__device__ __forceinline__ void copy_weight_to_all(void* shared, const CUtensorMap* map, int depth,
+                                                   int group, int pair, uint64_t* barrier,
+                                                   uint16_t mask) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%3, %4, %4, %5, %6}], [%2], %7;" ::"r"(
+          shared_address(shared)),
+      "l"(map), "r"(shared_address(barrier)), "r"(depth), "r"(0), "r"(group), "r"(pair), "h"(mask)
+      : "memory");
+}
+
 __device__ __forceinline__ uint32_t cluster_rank() {
   uint32_t rank;
   asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
@@ -55,22 +75,6 @@ __device__ __forceinline__ void arrive_at(uint64_t* barrier, uint32_t rank) {
       "mbarrier.arrive.shared::cluster.b64 _, [there];\n}\n" ::"r"(shared_address(barrier)),
       "r"(rank)
       : "memory");
-}
-
-// Four 8 x 8 matrices of 16-bit numbers; lanes 8 i on give the addresses of matrix i's rows. A lane
-// has columns 2 (lane % 4) and the next of row lane / 4 of each.
-__device__ __forceinline__ void store_matrices(void* row, uint32_t m0, uint32_t m1, uint32_t m2,
-                                               uint32_t m3) {
-  asm volatile(
-      "stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(shared_address(row)),
-      "r"(m0), "r"(m1), "r"(m2), "r"(m3)
-      : "memory");
-}
-__device__ __forceinline__ void load_matrices(uint32_t (&m)[4], const void* row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
-               : "r"(shared_address(row))
-               : "memory");
 }
 
 // Operand numbers %<10 t> to %<10 t + 9>, each with a comma.

@@ -14,6 +14,8 @@ using namespace mtgr;
 
 constexpr int kThreads = 128;
 constexpr int kMostSegments = 4;
+constexpr int kVector = 8;  // columns that a thread makes
+static_assert(sizeof(mtgr_number) == sizeof(int4));
 
 struct Launch {
   mtgr_features segments[kMostSegments];
@@ -46,18 +48,41 @@ __device__ int64_t whole(const mtgr_source& source, int64_t at) {
   }
 }
 
-__device__ float real(const mtgr_source& source, int64_t at) {
-  return source.dtype == MTGR_SOURCE_FLOAT16
-             ? __half2float(static_cast<const __half*>(source.data)[at])
-             : static_cast<const float*>(source.data)[at];
+template <class X>
+__device__ void load(const mtgr_number (&numbers)[kVector], const mtgr_source& source,
+                     int64_t row_start, float (&values)[kVector]) {
+#pragma unroll
+  for (int i = 0; i < kVector; ++i)
+    values[i] = numbers[i].kind == MTGR_NUMBER_CONSTANT
+                    ? 0.f
+                    : to_float(static_cast<const X*>(source.data)[row_start + numbers[i].column]);
 }
 
-__device__ float encode(const mtgr_number& number, const mtgr_source& source, int64_t row_start) {
+__device__ float encode(const mtgr_number& number, float x) {
   if (number.kind == MTGR_NUMBER_CONSTANT) return number.shift;
-  float x = real(source, row_start + number.column);
   if (number.kind == MTGR_NUMBER_LOG) x = copysignf(log1pf(fabsf(x)), x);
   x = (x - number.shift) * number.scale;
   return number.kind == MTGR_NUMBER_BIN ? fminf(fmaxf(x, 0.f), 1.f) : x;
+}
+
+// Eight numbers of a row. What describes them, then what they are, is loaded all at once: waiting
+// for one after the other would take most of the launch.
+template <class T>
+__device__ uint4 encoded(const mtgr_number* first, const mtgr_source& source, int64_t row_start) {
+  mtgr_number numbers[kVector];
+  float x[kVector];
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) {
+    const int4 raw = __ldg(reinterpret_cast<const int4*>(first + i));
+    numbers[i] = {raw.x, raw.y, __int_as_float(raw.z), __int_as_float(raw.w)};
+  }
+  if (source.dtype == MTGR_SOURCE_FLOAT16)
+    load<__half>(numbers, source, row_start, x);
+  else
+    load<float>(numbers, source, row_start, x);
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) x[i] = encode(numbers[i], x[i]);
+  return {pack2<T>(x[0], x[1]), pack2<T>(x[2], x[3]), pack2<T>(x[4], x[5]), pack2<T>(x[6], x[7])};
 }
 
 template <class T>
@@ -68,6 +93,22 @@ __device__ uint4 embedding(const mtgr_table& table, int64_t id, int first) {
   if (row < 0 || row >= table.count) row = 0;
   return __ldg(reinterpret_cast<const uint4*>(static_cast<const T*>(table.values) +
                                               row * table.width + first));
+}
+
+// All of a table's description at once: the compiler would put each load off to the branch that
+// uses it.
+__device__ mtgr_table load_table(const mtgr_table* from) {
+  constexpr int kWords = sizeof(mtgr_table) / 8;
+  union {
+    int64_t words[kWords];
+    mtgr_table table;
+  };
+#pragma unroll
+  for (int i = 0; i < kWords; ++i)
+    asm volatile("ld.global.nc.b64 %0, [%1];"
+                 : "=l"(words[i])
+                 : "l"(reinterpret_cast<const int64_t*>(from) + i));
+  return table;
 }
 
 template <class T>
@@ -82,15 +123,9 @@ __device__ void features(const mtgr_features& s, int index) {
     const int own = row / s.tokens;
     const int64_t start =
         int64_t{source.of_request ? owner_of(own, s.offsets, s.batch) : own} * source.width;
-    if (v.table >= 0) {
-      out = embedding<T>(s.tables[v.table], whole(source, start + v.column), v.first);
-    } else {
-      float x[8];
-#pragma unroll
-      for (int i = 0; i < 8; ++i) x[i] = encode(s.numbers[v.first + i], source, start);
-      out = {pack2<T>(x[0], x[1]), pack2<T>(x[2], x[3]), pack2<T>(x[4], x[5]),
-             pack2<T>(x[6], x[7])};
-    }
+    out = v.table >= 0 ? embedding<T>(load_table(s.tables + v.table),
+                                      whole(source, start + v.column), v.first)
+                       : encoded<T>(s.numbers + v.first, source, start);
   }
   static_cast<uint4*>(s.out)[index] = out;
 }

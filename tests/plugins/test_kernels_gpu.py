@@ -196,7 +196,7 @@ def test_fused_products(kernels: loader.Library, dtype: torch.dtype, kind: str) 
     nothing else."""
     torch.manual_seed(0)
     made, expected = [], []
-    for rows, columns, depth in ((301, 776, 264), (70, 96, 768)):
+    for rows, columns, depth in ((301, 784, 264), (70, 96, 768)):
         x, weight = torch.randn(rows, depth).to(dtype), (torch.randn(columns, depth) / 16).to(dtype)
         bias, residual = torch.randn(columns), torch.randn(rows, columns).to(dtype)
         to = torch.randperm(rows + 9, dtype=torch.int32)[:rows]
@@ -218,13 +218,13 @@ def test_fused_products(kernels: loader.Library, dtype: torch.dtype, kind: str) 
 
 def test_products_name_what_does_not_fit(kernels: loader.Library) -> None:
     """A bias of another type, an odd width or a misaligned row is an error before any launch."""
-    x, weight = torch.zeros(4, 16).half().cuda(), torch.zeros(8, 16).half().cuda()
-    bias, out = torch.zeros(8).cuda(), torch.zeros(4, 8).half().cuda()
+    x, weight = torch.zeros(4, 16).half().cuda(), torch.zeros(16, 16).half().cuda()
+    bias, out = torch.zeros(16).cuda(), torch.zeros(4, 16).half().cuda()
     for arguments, message in (
         ((x, weight, bias.half(), out), "bias: expected torch.float32"),
-        ((x, weight[:7], bias[:7], out[:, :7]), "weight: .* multiples of 8"),
+        ((x, weight[:8], bias[:8], out[:, :8]), "weight: .* multiples of 16"),
         ((x.float(), weight.float(), bias, out.float()), "dtype"),
-        ((x, weight, bias, torch.zeros(4, 9).half().cuda()[:, 1:]), "out: expected an address"),
+        ((x, weight, bias, torch.zeros(4, 17).half().cuda()[:, 1:]), "out: expected an address"),
     ):
         with pytest.raises(ValueError, match=message):
             products(kernels, Product(*arguments))
