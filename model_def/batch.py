@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,15 @@ Rows = NDArray[np.void]
 
 Static = Mapping[str, Array]
 """Arrays of a user's static segment, profile and lifelong: nothing of a request is in them."""
+
+
+class Events(NamedTuple):
+    """A user's real-time events in order, packed: what a request sees of them is a slice."""
+
+    times: NDArray[np.int64]
+    tables: Static
+    """[N, width] by array."""
+
 
 ALIGNMENT = 16
 """Bytes; each array of a batch starts at a multiple, so a device may read it in wide words."""
@@ -87,13 +96,22 @@ def realtime_window(events: Rows, snapshot_ms: int, end_ms: int, cap: int) -> Ro
     the request's time may be its consequence. So no event counts twice, and a later event can
     never evict an earlier one.
     """
+    ordered = in_order(events)
+    return ordered[window(ordered["time_ms"], snapshot_ms, end_ms, cap)]
+
+
+def in_order(events: Rows) -> Rows:
+    """Events sorted by (t, event id)."""
     times = events["time_ms"]
     if np.logical_and.reduce(times[1:] > times[:-1]):  # as they were stored: nothing to sort
-        first, end = times.searchsorted((snapshot_ms + 1, end_ms)).tolist()
-        return events[max(first, end - cap) : end]
-    kept = events[(times > snapshot_ms) & (times < end_ms)]
-    order = np.lexsort((kept["event_id"], kept["time_ms"]))
-    return kept[order[max(0, len(order) - cap) :]]
+        return events
+    return events[np.lexsort((events["event_id"], times))]
+
+
+def window(times: NDArray[np.int64], snapshot_ms: int, end_ms: int, cap: int) -> slice:
+    """Of ascending times those with snapshot < t < end, the last `cap` of them."""
+    first, end = times.searchsorted((snapshot_ms + 1, end_ms)).tolist()
+    return slice(max(first, end - cap), end)
 
 
 def split_window(
@@ -123,29 +141,47 @@ def pack_static(schema: FeatureSchema, snapshot_ms: int, profile: Rows, lifelong
     return arrays
 
 
-def pack(schema: FeatureSchema, sample: Sample, static: Static | None = None) -> PackedBatch:
+def pack_events(schema: FeatureSchema, snapshot_ms: int, realtime: Rows) -> Events:
+    """Real-time events as `pack` packs them, to be kept for the user's next requests."""
+    rows = in_order(realtime)
+    tables: dict[str, Array] = {}
+    for spec in schema.arrays:
+        if spec.carrier and spec.rows == "realtime":
+            tables[spec.name] = np.empty((len(rows), spec.width), spec.dtype)
+            _carry(spec, rows, snapshot_ms, tables[spec.name])
+    return Events(np.ascontiguousarray(rows["time_ms"]), tables)
+
+
+def pack(
+    schema: FeatureSchema,
+    sample: Sample,
+    static: Static | None = None,
+    events: Events | None = None,
+) -> PackedBatch:
     """Pack one user's sample; `merge` joins several. Source: paper section 4.1, Eq. 3.
 
-    `static` is `pack_static` of the sample, where there is one already.
+    `static` and `events` are `pack_static` and `pack_events` of it, where there are some already.
     """
     snapshot_ms, request_ms = sample.snapshot_ms, sample.context["time_ms"]
     if static is None:
         static = pack_static(schema, snapshot_ms, sample.profile, sample.lifelong)
-    realtime = realtime_window(
-        sample.realtime, snapshot_ms, int(request_ms[-1]), schema.realtime_cap
-    )
-    event_ms = realtime["time_ms"]
+    if events is None:
+        events = pack_events(schema, snapshot_ms, sample.realtime)
+    seen = window(events.times, snapshot_ms, int(request_ms[-1]), schema.realtime_cap)
+    event_ms = events.times[seen]
     candidate_visible = visible_lengths(event_ms, request_ms)
     if len(request_ms) > 1:
         candidate_visible = np.repeat(candidate_visible, sample.context_candidates)
     ready = {
         **static,
+        **{name: table[seen].reshape(-1) for name, table in events.tables.items()},
         "rt_visible": visible_lengths(event_ms, event_ms),
         "candidate_visible": candidate_visible,
         "context_candidates": sample.context_candidates,
     }
-    rows = {"context": sample.context, "realtime": realtime, "candidate": sample.candidates}
+    rows = {"context": sample.context, "candidate": sample.candidates}
     counts = {name: len(of_segment) for name, of_segment in rows.items()}
+    counts["realtime"] = len(event_ms)
     counts["profile"] = len(sample.profile)
     counts["lifelong"] = min(len(sample.lifelong), schema.lifelong_cap)
     ends = {
@@ -157,9 +193,9 @@ def pack(schema: FeatureSchema, sample: Sample, static: Static | None = None) ->
     specs = schema.arrays
     batch = _allocate(specs, [counts[spec.rows] * spec.width for spec in specs])
     for spec in specs:
-        out = batch.arrays[spec.name]
-        if spec.name in ready:
-            out[:] = ready[spec.name]
+        out, values = batch.arrays[spec.name], ready.get(spec.name)
+        if values is not None:
+            out[:] = values
         elif spec.carrier:
             source = rows[spec.rows]
             _carry(spec, source, snapshot_ms, out.reshape(len(source), spec.width))

@@ -44,7 +44,7 @@ async def rank(
         candidates=candidates,
         context_candidates=np.array([len(candidates)], np.int32),
     )
-    batch = pack(model.schema, sample, user.static)
+    batch = pack(model.schema, sample, user.static, user.events)
     stages.mark("pack")
 
     try:

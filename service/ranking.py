@@ -10,7 +10,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from model_def.batch import PackedBatch, Rows, Sample, Static
+from model_def.batch import Events, PackedBatch, Rows, Sample, Static
 from model_def.config import ScoreFormula
 from model_def.schema import FeatureSchema
 from service.deadline import Deadline
@@ -56,6 +56,8 @@ class UserFeatures(Struct, frozen=True):
     realtime: Rows
     static: Static | None = None
     """Profile and lifelong sequence as they are packed, if they have been."""
+    events: Events | None = None
+    """The real-time sequence likewise."""
     missing: Mapping[str, str] = {}
     """Reason by part (profile, lifelong, realtime) for each part that could not be had."""
 

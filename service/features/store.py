@@ -131,19 +131,15 @@ class FeatureStore:
                 stored = self._remembered.get(name)
                 missing = dict.fromkeys(PARTS, "remembered" if stored else failure.reason)
                 stored = stored or self._codec.stranger
-        snapshot_ms = stored.stored_ms
-        if snapshot_ms is None:
-            # A user without a snapshot begins just before the first event that is known of them.
-            times = stored.realtime["time_ms"]
-            snapshot_ms = int(times.min()) - 1 if len(times) else time_ms
         return UserFeatures(
-            snapshot_ms=snapshot_ms,
+            snapshot_ms=time_ms if stored.snapshot_ms is None else stored.snapshot_ms,
             stored_ms=stored.stored_ms,
             event_ms=stored.event_ms,
             profile=stored.profile,
             lifelong=stored.lifelong,
             realtime=stored.realtime,
             static=stored.static,
+            events=stored.events,
             missing=missing,
         )
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import is_
 
-from model_def.batch import Rows, Static, pack_static
+from model_def.batch import Events, Rows, Static, pack_events, pack_static
 from model_def.rows import empty_rows
 from model_def.schema import FeatureSchema
 from service.features.codec import LogCodec, TableCodec, Unreadable
@@ -34,6 +34,9 @@ class StoredUser:
     """When the snapshot was taken; None without one."""
     event_ms: int | None
     """The last real-time event; None without one."""
+    snapshot_ms: int | None
+    """What behaviour is counted from: when the snapshot was taken, or without one just before the
+    first event; None where there is neither."""
     profile: Rows
     lifelong: Rows
     realtime: Rows
@@ -43,6 +46,8 @@ class StoredUser:
     """All of it, as stored."""
     static: Static
     """Profile and lifelong sequence, packed."""
+    events: Events
+    """The real-time sequence, packed."""
     size: int
     """Bytes of what is stored and of what is packed; 0 where nothing is stored."""
 
@@ -78,17 +83,24 @@ class UserCodec:
         else:
             # Without a snapshot there is no behaviour of which the time could matter.
             static = pack_static(self._schema, stored_ms or 0, profile.rows, lifelong.rows)
+        event_ms, snapshot_ms = realtime.rows["time_ms"], stored_ms
+        if snapshot_ms is None and len(event_ms):
+            snapshot_ms = int(event_ms.min()) - 1
+        events = pack_events(self._schema, snapshot_ms or 0, realtime.rows)
+        packed = (*static.values(), events.times, *events.tables.values())
         size = sum(len(value) for value in values if value)
         return StoredUser(
             stored_ms=stored_ms,
-            event_ms=int(realtime.rows["time_ms"].max()) if len(realtime.rows) else None,
+            event_ms=int(event_ms.max()) if len(event_ms) else None,
+            snapshot_ms=snapshot_ms,
             profile=profile.rows,
             lifelong=lifelong.rows,
             realtime=realtime.rows,
             missing={n: part.reason for n, part in zip(PARTS, parts, strict=True) if part.reason},
             parts=parts,
             static=static,
-            size=size and size + sum(array.nbytes for array in static.values()),
+            events=events,
+            size=size and size + sum(array.nbytes for array in packed),
         )
 
     def _part(self, name: str, value: bytes | None) -> Part:

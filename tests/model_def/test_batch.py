@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from model_def.batch import merge, pack, pack_static, realtime_window, split_window, visible_lengths
+from model_def.batch import (
+    merge,
+    pack,
+    pack_events,
+    pack_static,
+    realtime_window,
+    split_window,
+    visible_lengths,
+)
 from model_def.config import PRESETS, PackageConfig
 from model_def.rows import InvalidFeature, checked_column, empty_rows, rows_from_columns
 from model_def.schema import CategoryFeature, FeatureSchema, IdFeature, NumberFeature
@@ -101,12 +109,16 @@ def test_caps_keep_the_newest() -> None:
     assert pack(SCHEMA, long).buffer.tobytes() == pack(SCHEMA, short).buffer.tobytes()
 
 
-@given(st.integers(0, 9), st.integers(0, 40))
-def test_a_static_segment_packed_before_is_the_same(seed: int, lifelong: int) -> None:
-    """Kept from an earlier request of the user, it makes the same bytes."""
-    of_user = sample(seed, lifelong=lifelong)
+@given(st.integers(0, 9), st.integers(0, 40), st.lists(st.integers(-5, 5000), max_size=40))
+def test_what_was_packed_of_a_user_before_is_the_same(
+    seed: int, lifelong: int, event_ms: list[int]
+) -> None:
+    """Kept from an earlier request of the user, it makes the same bytes, whatever the order in
+    which events came, and though some are too early, too late or too many."""
+    of_user = sample(seed, lifelong=lifelong, event_ms=tuple(event_ms))
     static = pack_static(SCHEMA, of_user.snapshot_ms, of_user.profile, of_user.lifelong)
-    kept = pack(SCHEMA, replace(of_user, context=sample(seed + 1).context), static)
+    events = pack_events(SCHEMA, of_user.snapshot_ms, of_user.realtime)
+    kept = pack(SCHEMA, replace(of_user, context=sample(seed + 1).context), static, events)
     fresh = pack(SCHEMA, replace(of_user, context=sample(seed + 1).context))
     assert kept.buffer.tobytes() == fresh.buffer.tobytes()
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from redis import Redis
 
-from model_def.batch import pack_static
+from model_def.batch import Events, pack_static
 from model_def.rows import empty_rows
 from service.deadline import Deadline
 from service.errors import DependencyFailed
@@ -88,7 +88,17 @@ def user(size: int) -> StoredUser:
     rows = {part: empty_rows(SCHEMA.layouts[part], 1) for part in ("profile", "lifelong")}
     lifelong = rows["lifelong"]
     return StoredUser(
-        size, None, rows["profile"], lifelong, lifelong, {}, parts=(), static={}, size=size
+        stored_ms=size,
+        event_ms=None,
+        snapshot_ms=size,
+        profile=rows["profile"],
+        lifelong=lifelong,
+        realtime=lifelong,
+        missing={},
+        parts=(),
+        static={},
+        events=Events(lifelong["time_ms"], {}),
+        size=size,
     )
 
 
@@ -147,7 +157,8 @@ def test_only_what_has_changed_is_packed_again() -> None:
     }
     assert before.static["lifelong_numbers"].tobytes() != expected["lifelong_numbers"].tobytes()
     assert before.size == len(values[0]) + len(values[1]) + sum(
-        array.nbytes for array in before.static.values()
+        array.nbytes
+        for array in (*before.static.values(), before.events.times, *before.events.tables.values())
     )
 
 
