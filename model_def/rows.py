@@ -108,11 +108,17 @@ def _checked_together(
         return None
     joined = np.concatenate(given) if len(dtypes) == 1 else np.concatenate(given, dtype=low.dtype)
     together: NDArray[Any] = joined.reshape(len(features), count)
-    if count and layout.bounded[carrier]:  # NaN is the least and the greatest, and in no range
+    if count and layout.bounded[carrier] and not _within(joined, layout.common[carrier]):
         least, greatest = np.minimum.reduce(together, axis=1), np.maximum.reduce(together, axis=1)
         if not ((least >= low[:, 0]) & (greatest <= high[:, 0])).all():
             return None
     return together
+
+
+def _within(values: NDArray[Any], bounds: tuple[float, float]) -> bool:
+    """Whether all are; NaN is the least and the greatest, and in no range."""
+    least, greatest = np.minimum.reduce(values).item(), np.maximum.reduce(values).item()
+    return bool(bounds[0] <= least and greatest <= bounds[1])
 
 
 @cache

@@ -160,6 +160,11 @@ class Layout:
         }
         self.ranges = {name: _ranges(carried) for name, carried in self.carriers.items()}
         """Smallest and largest value of each carrier's features, int64 or float64 [features, 1]."""
+        self.common = {
+            name: (max(low.ravel().tolist(), default=0), min(high.ravel().tolist(), default=0))
+            for name, (low, high) in self.ranges.items()
+        }
+        """Of each carrier the range that lies within those of all its features."""
         self.bounded = {
             name: not all(isinstance(f, IdFeature) for f in carried)
             for name, carried in self.carriers.items()
