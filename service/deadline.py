@@ -3,12 +3,13 @@
 import asyncio
 from time import monotonic, perf_counter
 from types import TracebackType
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from service.errors import DependencyFailed
 
 
-class Deadline(NamedTuple):
+class Deadline(Struct, frozen=True):
     """A moment on the monotonic clock, in seconds. Every timeout is what is left until it."""
 
     at: float
@@ -20,7 +21,8 @@ class Deadline(NamedTuple):
 
     def left(self) -> float:
         """Seconds until the moment; 0 once it has passed."""
-        return max(0.0, self.at - monotonic())
+        left_s = self.at - monotonic()
+        return left_s if left_s > 0.0 else 0.0
 
     def within(self, seconds: float) -> "Deadline":
         """The earlier of this moment and `seconds` from now."""

@@ -81,7 +81,8 @@ def _key(schema: FeatureSchema, part: str, quoted_name: str) -> str:
 
 def quoted(name: str | int) -> str:
     """A name as it stands in keys, without the signs that divide them."""
-    return quote(str(name), safe="")
+    text = str(name)
+    return text if text.isascii() and text.isalnum() else quote(text, safe="")
 
 
 class FeatureStore:

@@ -1,5 +1,6 @@
 """The endpoints: bytes to a checked request, the work, and the answer with its timings."""
 
+from typing import cast
 from urllib.parse import unquote_to_bytes
 from uuid import uuid4
 
@@ -76,7 +77,9 @@ async def rank_candidates(gateway: Gateway, request: Request, arrival: Arrival) 
         gateway.tally.answered(scene, ranked, len(checked.item_ids), stages, late)
         gateway.record(scene, model, checked, ranked, stages)
 
-    response.background = BackgroundTask(count)  # nobody waits for it: the answer leaves first
+    # Nobody waits for it: the answer leaves first. BackgroundTask would look what kind of function
+    # it is, for each request.
+    response.background = cast(BackgroundTask, count)
     return response
 
 
