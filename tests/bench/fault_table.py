@@ -192,4 +192,7 @@ def table(
             print(rows[-1], flush=True)  # noqa: T201  # a benchmark's output
             for what in sorted(set(rows[-1].unexplained)):
                 print(f"    unexplained: {what}")  # noqa: T201
+            if rows[-1].unexplained and served.triton is not None:
+                last_words = served.triton.log.read_text(errors="replace").splitlines()[-20:]
+                print("    Triton's log ends with:", *last_words, sep="\n        ")  # noqa: T201
     return rows
