@@ -1,5 +1,7 @@
 // Checks the kernels against float64 on random problems, and times them.
-//   mtgr_check check [cases]   random ragged problems, poisoned rows, repeated runs
+//   mtgr_check check [cases [kernel]]   random ragged problems, poisoned rows, repeated runs, of
+//   all
+//       kernels or of one: attention, norm, linear, tail
 //   mtgr_check bench           the figures of the READMEs
 //   mtgr_check linear [cases]  the same two for the products alone
 //   mtgr_check tail [cases]    and for a layer's end
@@ -177,9 +179,8 @@ int main(int argc, char** argv) {
                    argc > 5 ? std::atoi(argv[5]) : 0, argc > 6 ? std::atoi(argv[6]) : 0);
   } else {
     std::fprintf(stderr,
-                 "usage: %s check [cases [attention | norm | linear | tail]] | bench | linear "
-                 "[cases] | tail [cases] | run B H K "
-                 "[replays [pause]]\n",
+                 "usage: %s check [cases [attention | norm | linear | tail]] | bench | "
+                 "linear [cases] | tail [cases] | run B H K [replays [pause]]\n",
                  argv[0]);
     return 2;
   }

@@ -239,8 +239,8 @@ typedef struct {
   int32_t tokens;
   int32_t vectors; /* columns of out / 8 */
   int32_t batch;
-  const mtgr_vector* vector; /* [vectors], and so on: device memory */
-  const mtgr_number* numbers;
+  const mtgr_vector* vector;  /* [vectors], and so on: device memory */
+  const mtgr_number* numbers; /* address a multiple of 16 bytes */
   const mtgr_table* tables;
   const int32_t* offsets; /* [batch + 1]: the requests' rows, for sources of requests */
   mtgr_source sources[MTGR_SOURCES];

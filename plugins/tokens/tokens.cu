@@ -176,6 +176,8 @@ int check(const mtgr_features& s) {
     return invalid("segment: %d tokens of %d vectors, expected some", s.tokens, s.vectors);
   if (int64_t{s.rows} * s.vectors > INT32_MAX / 2) return invalid("segment: too many vectors");
   if (!s.vector || !s.offsets) return invalid("vector, offsets: null pointer");
+  if (!aligned16(s.numbers, 1, 0))
+    return invalid("numbers: expected an address that is a multiple of 16 bytes");
   if (s.rows > 0 && (!s.out || !aligned16(s.out, 1, 0)))
     return invalid("out: expected an address that is a multiple of 16 bytes");
   for (const mtgr_source& source : s.sources)
