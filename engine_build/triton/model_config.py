@@ -73,7 +73,8 @@ class ServingOptions(Frozen):
     instances: int = Field(
         default=1,
         ge=1,
-        description="engines run side by side: hides copies behind another's work, for its memory",
+        description="engines run side by side: a request waits less for others' runs, and copies "
+        "hide behind another's work, for its memory",
     )
     threads: int = Field(default=1, ge=1, description="cores of one onnx-cpu instance")
     busy_wait: bool = Field(

@@ -4,6 +4,8 @@ Every step that fails says which, and what would mend it: the server, the reposi
 load, its schema, its build, its scores.
 """
 
+import asyncio
+from random import random
 from typing import Any
 
 import grpc
@@ -24,6 +26,12 @@ from service.errors import DependencyFailed, NotServing
 LOAD_S = 600.0
 """Longest wait for a model to load: engines of gigabytes from a slow disk."""
 
+SPREAD_S = 0.5
+"""Longest wait before a load is asked for."""
+
+POLL_S = 0.1
+"""Between two looks at a load of another's."""
+
 REQUEST_S = 60.0
 """Longest wait for one golden or warm-up request: the first ones of an engine are slow."""
 
@@ -32,8 +40,7 @@ async def bring_up(
     endpoint: Endpoint, package: ModelPackage, kind: EngineKind, warm_up: tuple[PackedBatch, ...]
 ) -> None:
     """Load the model if it is not, check it, and warm it up. Raises NotServing."""
-    await _find(endpoint, package, kind)
-    await _load(endpoint)
+    await _load(endpoint, package, kind)
     await _compare(endpoint, package, kind)
     await endpoint.share_memory()
     await _replay(endpoint, package, kind)
@@ -41,34 +48,38 @@ async def bring_up(
         await _score(endpoint, batch)
 
 
-async def _find(endpoint: Endpoint, package: ModelPackage, kind: EngineKind) -> None:
-    index = await _ask(
-        endpoint,
-        endpoint.stub.RepositoryIndex(pb.RepositoryIndexRequest(), timeout=CONTROL_S),
-        "does not answer; start it with the command of 'mtgr repository'",
-    )
-    known = sorted({model.name for model in index.models})
-    if endpoint.name not in known:
-        raise NotServing(
-            f"Triton at {endpoint.address}: its repository has no model {endpoint.name}, only "
-            f"{known}; add it: mtgr repository {package.path} REPOSITORY --kind {kind}"
-        )
-
-
-async def _load(endpoint: Endpoint) -> None:
-    """Idempotent: Triton answers at once for a model that is loaded."""
-    ready = await _ask(
-        endpoint,
-        endpoint.stub.ModelReady(pb.ModelReadyRequest(name=endpoint.name), timeout=CONTROL_S),
-        "does not answer",
-    )
-    if not ready.ready:
+async def _load(endpoint: Endpoint, package: ModelPackage, kind: EngineKind) -> None:
+    """What another gateway has begun to load is waited for: asked then, Triton would load it once
+    more. Gateways that start together do not ask together."""
+    if await _state(endpoint, package, kind) == "READY":
+        return
+    await asyncio.sleep(SPREAD_S * random())
+    until = Deadline.after(LOAD_S)
+    while (state := await _state(endpoint, package, kind)) == "LOADING" and until.left():
+        await asyncio.sleep(POLL_S)
+    if state != "READY":
         request = pb.RepositoryModelLoadRequest(model_name=endpoint.name)
         await _ask(
             endpoint,
             endpoint.stub.RepositoryModelLoad(request, timeout=LOAD_S),
             f"cannot load {endpoint.name}; see its log, and mend or add the model again",
         )
+
+
+async def _state(endpoint: Endpoint, package: ModelPackage, kind: EngineKind) -> str:
+    """READY, LOADING, UNAVAILABLE, or empty where it was never loaded."""
+    index = await _ask(
+        endpoint,
+        endpoint.stub.RepositoryIndex(pb.RepositoryIndexRequest(), timeout=CONTROL_S),
+        "does not answer; start it with the command of 'mtgr repository'",
+    )
+    states = {model.name: str(model.state) for model in index.models}
+    if endpoint.name not in states:
+        raise NotServing(
+            f"Triton at {endpoint.address}: its repository has no model {endpoint.name}, only "
+            f"{sorted(states)}; add it: mtgr repository {package.path} REPOSITORY --kind {kind}"
+        )
+    return states[endpoint.name]
 
 
 async def _compare(endpoint: Endpoint, package: ModelPackage, kind: EngineKind) -> None:

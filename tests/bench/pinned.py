@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 LAYOUTS = {
-    "pinned": {"gateway": 2, "tritonserver": 2, "model": 2, "redis": 1, "load": 1},
+    "pinned": {"gateway": 4, "tritonserver": 4, "model": 4, "redis": 2, "load": 2},
     "together": {"servers": 1, "load": 1},
 }
 """Cores of each process. Together, no request waits for another core to wake up."""

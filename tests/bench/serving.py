@@ -1,8 +1,8 @@
 """The whole path under load: HTTP -> gateway -> Redis -> gRPC -> Triton -> engine.
 
     python -m tests.bench.serving --kind cuda-graph --preset small --preset large
-    python -m tests.bench.serving --kind cuda-graph --batch 1 --only light \\
-        --light-per-s 24 60 120 --variant plain --variant awake --variant pinned-awake
+    python -m tests.bench.serving --kind cuda-graph --batch 1 --workers 4 --instances 2 \\
+        --only light --light-per-s 24 120 200 --variant plain --variant pinned-awake
 
 Each request ranks 500 candidates for a user of 1,000 lifelong and 100 real-time events. For each
 model, with batching across requests and without: latency at light and at some load, the highest
