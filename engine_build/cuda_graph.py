@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from engine_build.build import TOLERANCE, BuildError, BuildOptions, Built
-from engine_build.runtime.buckets import choose_buckets, mean_padding
+from engine_build.runtime.buckets import Size, choose_buckets, mean_padding
 from engine_build.runtime.cuda_graph import BUCKETS
 from engine_build.runtime.manifest import Limits
 from model_def.checkpoint import Checkpoint
@@ -26,24 +26,24 @@ def build(checkpoint: Checkpoint, directory: Path, options: BuildOptions) -> Bui
     Raises BuildError for traffic that cannot be read.
     """
     schema = checkpoint.config.features
-    largest = options.limits(schema, options.batch_requests)
+    limits = options.limits(schema, options.batch_requests)
     sizes = read_sizes(options.traffic) if options.traffic else assumed_sizes(schema, options)
-    buckets = choose_buckets(sizes, largest, MOST_BUCKETS)
+    buckets = choose_buckets(sizes, _size(limits), MOST_BUCKETS)
     saved = {
         "padding": mean_padding(buckets, sizes),
-        "buckets": [bucket.model_dump() for bucket in buckets],
+        "buckets": [bucket._asdict() for bucket in buckets],
     }
     (directory / BUCKETS).write_text(json.dumps(saved, indent=1) + "\n")
     tolerance = TOLERANCE[options.precision]
-    return Built(options.precision, tolerance, largest, {"torch": torch.__version__})
+    return Built(options.precision, tolerance, limits, {"torch": torch.__version__})
 
 
-def read_sizes(file: Path) -> list[Limits]:
+def read_sizes(file: Path) -> list[Size]:
     """Sizes of batches from a CSV file with the columns requests, lifelong, realtime and
     candidates, a line a batch."""
     try:
         with file.open(newline="") as lines:
-            sizes = [Limits.model_validate(row) for row in csv.DictReader(lines)]
+            sizes = [_size(Limits.model_validate(row)) for row in csv.DictReader(lines)]
     except (OSError, ValidationError) as error:
         raise BuildError(f"{file}: expected {', '.join(Limits.model_fields)}: {error}") from error
     if not sizes:
@@ -51,12 +51,12 @@ def read_sizes(file: Path) -> list[Limits]:
     return sizes
 
 
-def assumed_sizes(schema: FeatureSchema, options: BuildOptions) -> Sequence[Limits]:
+def assumed_sizes(schema: FeatureSchema, options: BuildOptions) -> Sequence[Size]:
     """One request with sequences and candidates of a quarter, a half and all of what they may be:
     for a model that has seen no traffic yet."""
     parts = (0.25, 0.5, 1.0)
     return [
-        Limits(
+        Size(
             requests=1,
             lifelong=round(lifelong * schema.lifelong_cap),
             realtime=schema.realtime_cap,
@@ -64,3 +64,7 @@ def assumed_sizes(schema: FeatureSchema, options: BuildOptions) -> Sequence[Limi
         )
         for lifelong, candidates in product(parts, parts)
     ]
+
+
+def _size(limits: Limits) -> Size:
+    return Size(**limits.model_dump())

@@ -83,7 +83,9 @@ class StoreSettings(BaseSettings):
     redis_dir: Path = Field(
         default=Path("var/redis"), description="directory where our own Redis server keeps its data"
     )
-    redis_connections: int = Field(default=64, ge=1, description="connections to Redis at most")
+    redis_connections: int = Field(
+        default=16, ge=1, description="connections to Redis for writing, all opened at the start"
+    )
     redis_timeout_ms: int = Field(
         default=20, ge=1, description="longest wait for an answer of Redis, milliseconds"
     )

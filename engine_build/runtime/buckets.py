@@ -4,12 +4,12 @@ Padding rows are computed and never read, so a bucket costs time only. Needs Num
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from operator import ge
+from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
-from engine_build.runtime.manifest import Limits
-from engine_build.runtime.tensors import engine_inputs
+from engine_build.runtime.tensors import OFFSET_ROWS, engine_inputs
 from model_def.batch import ALIGNMENT, PackedBatch
 from model_def.schema import FeatureSchema
 
@@ -20,46 +20,50 @@ MOST_PADDING = 0.1
 """Share of a bucket's rows that may be padding for the sizes it was chosen for."""
 
 
-def size_of(batch: PackedBatch, schema: FeatureSchema) -> Limits:
+class Size(NamedTuple):
+    """Rows of a batch, or of a bucket, over all its requests. A tuple, since each run makes one
+    and looks for a bucket that holds it."""
+
+    requests: int
+    lifelong: int
+    realtime: int
+    candidates: int
+
+
+def size_of(batch: PackedBatch) -> Size:
     """The rows of a batch, as the bucket that it fills exactly."""
-    rows = {s.rows: len(batch.arrays[s.name]) // s.width for s in schema.arrays}
-    return Limits(
-        requests=batch.requests,
-        lifelong=rows["lifelong"],
-        realtime=rows["realtime"],
-        candidates=rows["candidate"],
-    )
+    arrays = batch.arrays
+    lifelong, realtime, candidates = (int(arrays[offsets][-1]) for offsets in OFFSET_ROWS)
+    return Size(batch.requests, lifelong, realtime, candidates)
 
 
-def holds(bucket: Limits, size: Limits) -> bool:
+def holds(bucket: Size, size: Size) -> bool:
     """Whether every segment of the size fits."""
-    return all(
-        getattr(size, segment) <= getattr(bucket, segment) for segment in Limits.model_fields
-    )
+    return all(map(ge, bucket, size))
 
 
-def tokens(bucket: Limits) -> int:
+def tokens(bucket: Size) -> int:
     """Rows that vary: profile rows come with each request and are few."""
     return bucket.lifelong + bucket.realtime + bucket.candidates
 
 
-def padding(bucket: Limits, size: Limits) -> float:
+def padding(bucket: Size, size: Size) -> float:
     """Share of the bucket's rows that the size leaves empty."""
     return 1.0 - tokens(size) / tokens(bucket)
 
 
-def fitting(buckets: Iterable[Limits], size: Limits) -> Limits | None:
+def fitting(buckets: Iterable[Size], size: Size) -> Size | None:
     """The bucket with the fewest rows that holds the size, if one does."""
     return min((b for b in buckets if holds(b, size)), key=tokens, default=None)
 
 
-def choose_buckets(sizes: Sequence[Limits], largest: Limits, most: int) -> tuple[Limits, ...]:
+def choose_buckets(sizes: Sequence[Size], largest: Size, most: int) -> tuple[Size, ...]:
     """At most `most` buckets for traffic of these sizes, the largest always among them.
 
     From the largest size down, a size that no bucket holds within MOST_PADDING opens one, rounded
     up to STEP; of those the ones that take most of the traffic stay.
     """
-    buckets: dict[Limits, int] = {}
+    buckets: dict[Size, int] = {}
     for size in sorted(sizes, key=tokens, reverse=True):
         close = [b for b in buckets if holds(b, size) and padding(b, size) <= MOST_PADDING]
         bucket = min(close, key=tokens) if close else _rounded(size, largest)
@@ -69,7 +73,7 @@ def choose_buckets(sizes: Sequence[Limits], largest: Limits, most: int) -> tuple
     return (*busiest[: most - 1], largest)
 
 
-def layout(schema: FeatureSchema, bucket: Limits) -> tuple[dict[str, slice], int]:
+def layout(schema: FeatureSchema, bucket: Size) -> tuple[dict[str, slice], int]:
     """The bytes of each array of the bucket in one buffer, by name, and the buffer's size."""
     rows = {
         "profile": bucket.requests,
@@ -97,19 +101,19 @@ def stage(batch: PackedBatch, views: Mapping[str, NDArray[Any]]) -> None:
             view[len(array) :] = array[-1]
 
 
-def mean_padding(buckets: Sequence[Limits], sizes: Sequence[Limits]) -> float:
+def mean_padding(buckets: Sequence[Size], sizes: Sequence[Size]) -> float:
     """Share of padding among the rows computed for this traffic; sizes that none holds left out."""
     pairs = [(bucket, size) for size in sizes if (bucket := fitting(buckets, size)) is not None]
     computed = sum(tokens(bucket) for bucket, _ in pairs)
     return 1.0 - sum(tokens(size) for _, size in pairs) / computed if computed else 0.0
 
 
-def _rounded(size: Limits, largest: Limits) -> Limits:
+def _rounded(size: Size, largest: Size) -> Size:
     def up(segment: str) -> int:
         most, wanted = int(getattr(largest, segment)), int(getattr(size, segment))
         return min(most, -(-wanted // STEP) * STEP)
 
-    return Limits(
+    return Size(
         requests=size.requests,
         lifelong=up("lifelong"),
         realtime=up("realtime"),

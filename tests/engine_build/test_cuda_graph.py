@@ -18,6 +18,7 @@ from engine_build.requests import random_batch
 from engine_build.runtime.buckets import (
     MOST_PADDING,
     STEP,
+    Size,
     choose_buckets,
     fitting,
     holds,
@@ -28,7 +29,7 @@ from engine_build.runtime.buckets import (
     tokens,
 )
 from engine_build.runtime.cuda_graph import CudaGraphEngine, Slot, computation
-from engine_build.runtime.manifest import Limits, PackageError, Precision
+from engine_build.runtime.manifest import PackageError, Precision
 from engine_build.runtime.package import open_package
 from engine_build.runtime.plan import Plan
 from engine_build.serving import Serving
@@ -38,10 +39,10 @@ from plugins.tail import MOST_ROWS
 from tests.model_def import cases
 
 LOG = logging.getLogger(__name__)
-LARGEST = Limits(requests=4, lifelong=4000, realtime=400, candidates=4000)
+LARGEST = Size(requests=4, lifelong=4000, realtime=400, candidates=4000)
 sizes_of_traffic = st.lists(
     st.builds(
-        Limits,
+        Size,
         requests=st.integers(1, 4),
         lifelong=st.integers(0, 4000),
         realtime=st.integers(0, 400),
@@ -54,7 +55,7 @@ sizes_of_traffic = st.lists(
 
 @settings(deadline=None)
 @given(sizes_of_traffic, st.integers(1, 50))
-def test_buckets_hold_the_traffic(sizes: list[Limits], most: int) -> None:
+def test_buckets_hold_the_traffic(sizes: list[Size], most: int) -> None:
     """Whatever the traffic, the buckets are at most as many as asked for and hold every size within
     the limits; and the bucket used is the one with the fewest rows."""
     buckets = choose_buckets(sizes, LARGEST, most)
@@ -68,7 +69,7 @@ def test_buckets_hold_the_traffic(sizes: list[Limits], most: int) -> None:
 
 @settings(deadline=None)
 @given(sizes_of_traffic)
-def test_padding_is_bounded(sizes: list[Limits]) -> None:
+def test_padding_is_bounded(sizes: list[Size]) -> None:
     """With buckets enough, no size is padded by more than a tenth, but for the rounding of each
     segment that a small batch feels."""
     buckets = choose_buckets(sizes, LARGEST, len(sizes) + 1)
@@ -81,19 +82,19 @@ def test_padding_is_bounded(sizes: list[Limits]) -> None:
 def test_too_large_for_any() -> None:
     """A size beyond the largest bucket has none."""
     buckets = choose_buckets([LARGEST], LARGEST, 3)
-    assert fitting(buckets, LARGEST.model_copy(update={"candidates": 4001})) is None
+    assert fitting(buckets, LARGEST._replace(candidates=4001)) is None
 
 
 def test_mean_padding() -> None:
     """Mean padding counts rows: of 100 rows in a bucket of 200, half is padding."""
-    bucket = Limits(requests=1, lifelong=100, realtime=0, candidates=100)
-    assert mean_padding([bucket], [bucket.model_copy(update={"lifelong": 0})]) == 0.5
+    bucket = Size(requests=1, lifelong=100, realtime=0, candidates=100)
+    assert mean_padding([bucket], [bucket._replace(lifelong=0)]) == 0.5
 
 
 @pytest.mark.parametrize("sizes", [[(7, 3, 5)], [(7, 3, 5), (0, 0, 1), (12, 5, 9)]])
 def test_staged_batch_scores_the_same(checkpoint: Checkpoint, sizes: list[tuple[int, ...]]) -> None:
     """A batch padded into a bucket scores as it does alone, whatever was there before."""
-    bucket = Limits(requests=4, lifelong=60, realtime=20, candidates=30)
+    bucket = Size(requests=4, lifelong=60, realtime=20, candidates=30)
     slot = Slot(cases.SCHEMA, bucket, torch.device("cpu"))
     rng = np.random.default_rng(0)
     slot.stage(random_batch(cases.SCHEMA, rng, [(12, 5, 7)] * 4))
@@ -110,7 +111,7 @@ def test_staged_batch_scores_the_same(checkpoint: Checkpoint, sizes: list[tuple[
 def test_one_buffer() -> None:
     """A bucket's arrays lie in one buffer, apart from each other, and cost no more than it."""
     batch = random_batch(cases.SCHEMA, np.random.default_rng(0), [(7, 3, 5)])
-    places, size = layout(cases.SCHEMA, size_of(batch, cases.SCHEMA))
+    places, size = layout(cases.SCHEMA, size_of(batch))
     ends = [0, *(place.stop for place in places.values())]
     assert all(place.start >= end for place, end in zip(places.values(), ends, strict=False))
     assert size <= batch.payload_bytes
@@ -128,8 +129,9 @@ def test_buckets_of_real_traffic(checkpoint: Checkpoint, traffic: Path, tmp_path
     options = BuildOptions(batch_requests=2, max_candidates=500, traffic=traffic)
     built = build(checkpoint, tmp_path, options)
     written = json.loads((tmp_path / "buckets.json").read_text())
-    buckets = [Limits.model_validate(bucket) for bucket in written["buckets"]]
-    assert buckets[-1] == built.limits == options.limits(cases.SCHEMA, 2)
+    buckets = [Size(**bucket) for bucket in written["buckets"]]
+    assert built.limits == options.limits(cases.SCHEMA, 2)
+    assert buckets[-1] == Size(**built.limits.model_dump())
     assert all(fitting(buckets, size) for size in read_sizes(traffic))
     assert 0 <= written["padding"] < 0.1
 
@@ -148,7 +150,7 @@ def test_unreadable_traffic(tmp_path: Path) -> None:
 def test_assumed_sizes_fit() -> None:
     """A model without traffic gets buckets within its own limits."""
     options = BuildOptions(batch_requests=1, max_candidates=200)
-    largest = options.limits(cases.SCHEMA, 1)
+    largest = Size(**options.limits(cases.SCHEMA, 1).model_dump())
     assert all(holds(largest, size) for size in assumed_sizes(cases.SCHEMA, options))
 
 
@@ -205,7 +207,7 @@ def test_plan_equals_the_module(
     errors, plain_errors = [], []
     for sizes in ([(7, 3, 5)], [(0, 0, 1)], [(7, 3, 5), (0, 0, 1), (12, 5, 60), (12, 0, 7)]):
         batch = random_batch(cases.SCHEMA, rng, sizes)
-        slot = Slot(cases.SCHEMA, LARGEST.model_copy(update={"lifelong": 70}), device)
+        slot = Slot(cases.SCHEMA, LARGEST._replace(lifelong=70), device)
         slot.stage(batch)
         slot.send()
         with torch.inference_mode():
