@@ -17,11 +17,13 @@ def series(growth_per_hour: float, seed: int) -> list[tuple[float, float]]:
 
 @given(st.integers(0, 1000))
 def test_a_leak_is_not_flat_and_noise_is(seed: int) -> None:
-    """40 MiB an hour show in twenty minutes, and lie in the interval; noise alone is flat."""
+    """40 MiB an hour show in twenty minutes, and lie in the interval; noise alone is flat, and what
+    falls does not grow."""
     leak, calm = slope(series(40, seed), 1200), slope(series(0, seed), 1200)
     assert not leak.flat
     assert abs(leak.per_hour - 40) < 10
     assert calm.flat
+    assert slope(series(-40, seed), 1200).flat
 
 
 @pytest.mark.parametrize("minutes", [1, 5])
