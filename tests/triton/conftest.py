@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from engine_build.runtime.package import ModelPackage, open_package
 from tests.engine_build.conftest import (  # noqa: F401 - fixtures used here
     checkpoint,
     checkpoint_dir,
@@ -24,6 +25,12 @@ def triton_home() -> Path:
         return install()
     except Unavailable as reason:
         pytest.skip(f"NOT CHECKED: no Triton server here: {reason}")
+
+
+@pytest.fixture(scope="session")
+def package(package_dir: Path) -> ModelPackage:  # noqa: F811 - the fixture
+    """The package that the repository's engine is of."""
+    return open_package(package_dir)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from engine_build.runtime.package import ModelPackage, open_package
-from engine_build.runtime.tensors import served_name
 from service.backends.routing import by_preference
 from service.backends.triton import TritonBackend
 from service.backends.triton_endpoint import Endpoint
@@ -20,11 +19,6 @@ from tests.triton.packages import add, retrained
 from tests.triton.server import TritonServer
 
 PATIENT_S = 30.0
-
-
-@pytest.fixture(scope="session")
-def package(package_dir: Path) -> ModelPackage:
-    return open_package(package_dir)
 
 
 def with_backend(
@@ -271,31 +265,3 @@ def test_memory_that_cannot_be_shared_falls_back_to_grpc(
         assert not server.shares_memory
 
     with_backend(package, [triton.address], use, shared_requests=4)
-
-
-def test_a_gateway_waits_for_the_load_of_another(
-    package: ModelPackage, own_triton: TritonServer
-) -> None:
-    """Both serve; the server's log tells of one load."""
-
-    def loads() -> int:
-        return own_triton.log.read_text().count(f'"loading: {name}:')
-
-    async def run() -> None:
-        first, second = (
-            TritonBackend(package, "onnx-cpu", [own_triton.address], queue=8) for _ in range(2)
-        )
-        golden = package.golden[0]
-        starting = asyncio.create_task(first.start((golden.request,)))
-        while loads() == before:
-            await asyncio.sleep(0.01)
-        await second.start((golden.request,))
-        await starting
-        for backend in (first, second):
-            await backend.score(golden.request, Deadline.after(PATIENT_S), "u")
-            await backend.close()
-
-    name = served_name(package.config, "onnx-cpu")
-    before = loads()
-    asyncio.run(run())
-    assert loads() == before + 1
