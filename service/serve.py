@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from functools import partial
 from socket import socket
 
+from service.accepting import Part
 from service.backends.opening import open_model
 from service.backends.switching import OpenModel
 from service.errors import BadSetting
@@ -17,7 +18,7 @@ from service.http.gateway import Gateway
 from service.http.server import GatewayServer
 from service.scenes import build_scenes
 from service.settings import Settings
-from service.workers import Opening, move_link, supervise
+from service.workers import move_link, supervise
 
 GC_ALLOCATIONS = 50_000
 """Objects, made and not freed, between two collections of young garbage; Python's own 700 are made
@@ -65,10 +66,10 @@ def _serve(
     settings: Settings,
     reread: Callable[[], Settings] | None,
     port: socket | None = None,
-    opening: Opening | None = None,
+    part: Part | None = None,
 ) -> None:
-    """One gateway over the Redis at `url`; one of several where it is given the `port`, and when
-    to take connections of it."""
+    """One gateway over the Redis at `url`; one of several where it is given the `port`, and its
+    part in taking connections of it."""
     leave_on_signals()
     failures: list[BaseException] = []
     redis = connect(url, settings.redis_connections)
@@ -79,7 +80,7 @@ def _serve(
 
     publish = None if port is None else move_link
     gateway = Gateway(settings, build_scenes(settings, redis, open_model), redis, fatal, publish)
-    server = GatewayServer(gateway, reread, opening)
+    server = GatewayServer(gateway, reread, part)
     leave_start_up_to_rest()
     sys.setswitchinterval(SWITCH_S)
     signal.signal(signal.SIGHUP, server.ask_reload)

@@ -1,7 +1,7 @@
 """Several gateway processes on one port, and the one that watches over them.
 
     supervisor: embedded Redis, listening socket, links to packages, metrics files
-      worker 0..N-1: a whole gateway each; the kernel gives a connection to whoever is free
+      worker 0..N-1: a whole gateway each; one that has fewest connections takes the next
 
 A worker that dies is started again; one that cannot serve its settings ends them all. Only the
 first takes connections before its engines are loaded, to tell so, and until it has loaded them it
@@ -23,7 +23,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from multiprocessing.sharedctypes import RawValue
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Protocol
@@ -31,30 +30,12 @@ from typing import Protocol
 from prometheus_client import values
 from prometheus_client.multiprocess import mark_process_dead
 
+from service.accepting import Accepting, Part
 from service.errors import BadSetting
 from service.exposition import METRICS_DIR
 from service.settings import Settings
 
 log = logging.getLogger("mtgr")
-
-
-class Opening:
-    """When a worker takes connections: the first at once; the others once their engines are loaded
-    and the first's are, or it has ended."""
-
-    def __init__(self, early: bool, others: ctypes.c_bool):
-        """`others`, in memory that all workers share: whether they may."""
-        self.early, self._others = early, others
-
-    @property
-    def allowed(self) -> bool:
-        """Whether a worker may whose engines are loaded."""
-        return self.early or self._others.value
-
-    def loaded(self) -> None:
-        """To be told once this worker's engines are loaded."""
-        if self.early:
-            self._others.value = True
 
 
 class Serve(Protocol):
@@ -65,7 +46,7 @@ class Serve(Protocol):
         settings: Settings,
         reread: Callable[[], Settings],
         port: socket.socket,
-        opening: Opening,
+        part: Part,
     ) -> None: ...
 
 
@@ -127,7 +108,7 @@ class _Supervisor:
         self._directory, self._port = directory, port
         self._settings, self._reread, self._serve = settings, reread, serve
         self._processes: dict[int, tuple[BaseProcess, Connection, float]] = {}
-        self._others_may = RawValue(ctypes.c_bool, False)
+        self._accepting = Accepting(settings.workers)
         self._ending = False
         self._pause_s = FIRST_PAUSE_S
 
@@ -138,7 +119,7 @@ class _Supervisor:
         try:
             for slot in range(self._settings.workers):
                 if not self._ending:
-                    self._start(slot, Opening(slot == 0, self._others_may))
+                    self._start(slot, self._accepting.part(slot, early=slot == 0))
             while self._processes:
                 wait([process.sentinel for process, _, _ in self._processes.values()], POLL_S)
                 for slot, (process, report, since) in list(self._processes.items()):
@@ -149,11 +130,11 @@ class _Supervisor:
             for process, _, _ in self._processes.values():
                 process.join()
 
-    def _start(self, slot: int, opening: Opening) -> None:
+    def _start(self, slot: int, part: Part) -> None:
         ours, theirs = multiprocessing.Pipe(duplex=False)
         # Forked: what is loaded is shared, and nothing here has threads.
         process = multiprocessing.get_context("fork").Process(
-            target=self._work, args=(slot, theirs, opening), name=f"worker-{slot}"
+            target=self._work, args=(slot, theirs, part), name=f"worker-{slot}"
         )
         # A signal that came meanwhile would be lost on a worker that nobody tells yet, and that has
         # the supervisor's handlers still.
@@ -172,8 +153,7 @@ class _Supervisor:
             raise BadSetting(report.recv())
         if self._ending:
             return
-        if slot == 0:  # whom the others may wait for; the next takes its turn among them
-            self._others_may.value = True
+        self._accepting.ended(slot)
         log.error("worker %d ended with status %s; starting another", slot, process.exitcode)
         if monotonic() - since < SHORT_LIFE_S:
             sleep(self._pause_s)
@@ -181,7 +161,7 @@ class _Supervisor:
         else:
             self._pause_s = FIRST_PAUSE_S
         if not self._ending:
-            self._start(slot, Opening(False, self._others_may))
+            self._start(slot, self._accepting.part(slot))
 
     def _end(self, number: int, _: object) -> None:
         self._ending = True
@@ -194,7 +174,7 @@ class _Supervisor:
                 with suppress(ProcessLookupError):  # a signal came as its end was being read
                     os.kill(process.pid, number)
 
-    def _work(self, slot: int, report: Connection, opening: Opening) -> None:
+    def _work(self, slot: int, report: Connection, part: Part) -> None:
         """In the worker: serve, or say why that cannot be."""
         for ending in ENDINGS:
             signal.signal(ending, lambda *_: sys.exit(0))
@@ -208,7 +188,7 @@ class _Supervisor:
                 linked(self._settings, self._directory),
                 lambda: linked(self._reread(), self._directory),
                 self._port,
-                opening,
+                part,
             )
         except BadSetting as problem:
             report.send(str(problem))

@@ -9,7 +9,7 @@ from a whole close, and the work of callers that are gone is dropped.
 """
 
 from asyncio import BaseTransport
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any, cast
 
@@ -54,11 +54,11 @@ FRAMING = 2
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's connection with bounds."""
+    """uvicorn's connection with bounds. `ended` is called when it is no more."""
 
-    def __init__(self, *args: Any, gateway: Gateway, **more: Any):
+    def __init__(self, *args: Any, gateway: Gateway, ended: Callable[[], object], **more: Any):
         super().__init__(*args, **more)
-        self._gateway = gateway
+        self._gateway, self._tell_ended = gateway, ended
         self._begun: float | None = None
         """When the request that is being read began; None between requests."""
         self._idle_since = monotonic()
@@ -76,6 +76,10 @@ class Connection(HttpToolsProtocol):
         most = self._gateway.settings.max_connections
         if len(self.connections) > most:
             self._refuse(Overloaded(f"{most} connections, the most allowed", retry_after_s=1))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._tell_ended()
 
     def data_received(self, data: bytes) -> None:
         if self._ended:

@@ -11,7 +11,6 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from socket import socket
 from time import monotonic
@@ -20,13 +19,13 @@ from typing import Any, cast
 
 import uvicorn
 
+from service.accepting import Part
 from service.errors import BadSetting
 from service.http.app import create_app
 from service.http.connection import Connection
 from service.http.gateway import Gateway
-from service.http.listener import let_nobody_in
+from service.http.listener import Listener
 from service.settings import Settings
-from service.workers import Opening
 
 log = logging.getLogger("mtgr")
 
@@ -41,31 +40,27 @@ SAMPLE_TICKS = 10
 
 POLL_S = 0.02
 
-LISTENERS = 16
-"""On a socket that is no other worker's: libuv accepts one connection of each in a round of the
-event loop, and when rounds are long, as under overload, many new callers at once would wait for as
-many rounds. Of several workers each has one, so that whoever is free takes a connection."""
-
 
 class GatewayServer(uvicorn.Server):
     """Serves one gateway until a signal. `reread`, if given, is what SIGHUP loads settings by;
-    `opening` tells one of several workers when to take connections."""
+    `part` is that of one of several workers in taking connections."""
 
     def __init__(
         self,
         gateway: Gateway,
         reread: Callable[[], Settings] | None = None,
-        opening: Opening | None = None,
+        part: Part | None = None,
     ):
-        self._gateway, self._reread, self._opening = gateway, reread, opening
+        self._gateway, self._reread, self._part = gateway, reread, part
         self._reload_asked = False
+        self._listeners: list[Listener] = []
         settings = gateway.settings
         super().__init__(
             uvicorn.Config(
                 create_app(gateway),
                 host=settings.host,
                 port=settings.port,
-                http=cast(Any, partial(Connection, gateway=gateway)),
+                http=cast(Any, partial(Connection, gateway=gateway, ended=self._tell)),
                 ws="none",
                 access_log=False,  # metrics count requests; a line for each would cost more
                 log_config=None,
@@ -89,8 +84,8 @@ class GatewayServer(uvicorn.Server):
                 connection.sweep(now)
         if counter % SAMPLE_TICKS == 0:
             self._gateway.metrics.sample()
-        if self._opening is not None and self._gateway.loaded:
-            self._opening.loaded()
+        if self._part is not None and self._gateway.loaded:
+            self._part.loaded()
         if self._reload_asked and self._reread is not None:
             self._reload_asked = False
             self._reload(self._reread)
@@ -111,12 +106,9 @@ class GatewayServer(uvicorn.Server):
             await self._start_on(sockets)
             return
         await super().startup()
-        loop, backlog = asyncio.get_running_loop(), self.config.backlog
-        for first in [s for server in self.servers for s in server.sockets]:
-            for _ in range(LISTENERS - 1):
-                again = socket(fileno=os.dup(first.fileno()))
-                more = await loop.create_server(self._protocol, sock=again, backlog=backlog)
-                self.servers.append(more)
+        for server in self.servers:
+            self._listen([socket(fileno=os.dup(bound.fileno())) for bound in server.sockets])
+            server.close()
 
     async def _start_on(self, sockets: list[socket]) -> None:
         """Load the engines, and take connections of these sockets when it is time."""
@@ -124,23 +116,38 @@ class GatewayServer(uvicorn.Server):
         await super().startup([])
         while not (self._may_open() or self.should_exit):
             await asyncio.sleep(POLL_S)
-        if self.should_exit:
-            return
-        loop, backlog = asyncio.get_running_loop(), self.config.backlog
-        for port in sockets:
-            server = await loop.create_server(self._protocol, sock=port, backlog=backlog)
-            self.servers.append(server)
+        if not self.should_exit:
+            self._listen(sockets)
+
+    def _listen(self, sockets: list[socket]) -> None:
+        self._listeners += [Listener(port, self._protocol, self._has_more) for port in sockets]
+
+    def _tell(self) -> None:
+        """Tell the other workers how many connections this one has."""
+        if self._part is not None and not self._gateway.draining:
+            on_the_way = sum(listener.on_the_way for listener in self._listeners)
+            self._part.tell(len(self.server_state.connections) + on_the_way)
+
+    def _has_more(self) -> bool:
+        """Whether another worker has fewer connections."""
+        self._tell()
+        return self._part is not None and self._part.has_more
 
     def _may_open(self) -> bool:
-        opening = self._opening
-        return opening is None or opening.early or (opening.allowed and self._gateway.loaded)
+        part = self._part
+        return part is None or part.early or (part.allowed and self._gateway.loaded)
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
         self._gateway.draining = True
         grace_s = self._gateway.settings.drain_s
         end = monotonic() + grace_s
         log.info("draining for at most %d s", grace_s)
-        await self._stop_listening(sockets)
+        if self._part is not None:
+            self._part.closes()
+        for listener in self._listeners:
+            await listener.close()
+        for port in sockets or []:
+            port.close()
         state = self.server_state
         state.default_headers = [*state.default_headers, (b"connection", b"close")]
         for connection in self._connections():
@@ -156,22 +163,6 @@ class GatewayServer(uvicorn.Server):
             for connection in self._connections():
                 connection.transport.abort()
         await self.lifespan.shutdown()
-
-    async def _stop_listening(self, sockets: list[socket] | None) -> None:
-        """Close the listeners, once what they have queued is taken: closing would reset it."""
-        loop = asyncio.get_running_loop()
-        for server in self.servers:
-            listeners = [socket(fileno=os.dup(s.fileno())) for s in server.sockets]
-            server.close()
-            for listener in listeners:
-                with listener, suppress(BlockingIOError):
-                    let_nobody_in(listener)
-                    listener.setblocking(False)
-                    while True:
-                        queued, _ = listener.accept()
-                        await loop.connect_accepted_socket(self._protocol, queued)
-        for given in sockets or []:
-            given.close()
 
     def _protocol(self) -> asyncio.Protocol:
         connection: Any = self.config.http_protocol_class

@@ -1,4 +1,4 @@
-"""Several workers on one port: counts add up, whoever answers; one dies, all switch, all drain."""
+"""Several workers on one port: they share connections, counts add up, one dies, all switch."""
 
 import os
 import re
@@ -11,11 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from socket import create_server
+from socket import create_connection, create_server, socket
 from time import sleep
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
+import psutil
 import pytest
 
 from model_def.config import PackageConfig
@@ -128,6 +130,47 @@ def test_counts_of_all_workers_add_up(service: tuple[str, Any]) -> None:
         pass
     assert other in workers(url, process)
     assert value(url, ANSWERED) == before + 80
+
+
+def connect(url: str) -> socket:
+    """A connection that was answered on, and stays open."""
+    address = urlsplit(url)
+    connection = create_connection((address.hostname, address.port))
+    connection.sendall(b"GET /health/live HTTP/1.1\r\nhost: test\r\n\r\n")
+    assert connection.recv(4096)
+    return connection
+
+
+def by_worker(
+    url: str, process: "subprocess.Popen[bytes]", connections: list[socket]
+) -> dict[int, list[socket]]:
+    """The connections that each worker has."""
+    own = {connection.getsockname()[1]: connection for connection in connections}
+    return {
+        pid: [own[c.raddr.port] for c in psutil.Process(pid).net_connections() if c.raddr
+              and c.laddr.port == urlsplit(url).port and c.raddr.port in own]
+        for pid in workers(url, process)
+    }  # fmt: skip
+
+
+def test_connections_are_shared_out(service: tuple[str, Any]) -> None:
+    """Each worker has as many as the other, and one whose callers have gone takes the next ones;
+    one in ten may go elsewhere, where a worker had no core for two milliseconds."""
+    url, process = service
+    open_ones = [connect(url) for _ in range(20)]
+    try:
+        poor, rich = sorted(by_worker(url, process, open_ones).values(), key=len)
+        assert len(poor) >= 9
+        for connection in poor:
+            open_ones.remove(connection)
+            connection.close()
+        while sorted(map(len, by_worker(url, process, open_ones).values())) != [0, len(rich)]:
+            pass
+        open_ones += [connect(url) for _ in range(len(rich))]
+        assert min(map(len, by_worker(url, process, open_ones).values())) >= len(rich) - 1
+    finally:
+        for connection in open_ones:
+            connection.close()
 
 
 def test_workers_share_the_embedded_redis(service: tuple[str, Any]) -> None:
