@@ -6,6 +6,8 @@ counts int32 [lifelong, real-time, candidates, 0], then the buffer, whose layout
 and the schema. Needs NumPy only.
 """
 
+import struct
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,23 +18,35 @@ from model_def.schema import FeatureSchema
 PACKED = "packed"
 """Name of the tensor, uint8 [HEAD_BYTES + the buffer's]."""
 
-HEAD_BYTES = 16
+HEAD = struct.Struct("<4i")
+HEAD_BYTES = HEAD.size
 """As the arrays are aligned, so that they stay aligned behind it."""
+
+
+def packed_head(batch: PackedBatch) -> bytes:
+    """What precedes the buffer."""
+    counts = [batch.arrays[offsets].item(-1) for offsets in OFFSET_ROWS]
+    return HEAD.pack(*counts, 0)
 
 
 def packed_tensor(batch: PackedBatch) -> NDArray[np.uint8]:
     """The tensor of one request."""
-    counts = [batch.arrays[offsets][-1] for offsets in OFFSET_ROWS]
-    head = np.array([*counts, 0], np.int32).view(np.uint8)
-    return np.concatenate([head, batch.buffer])
+    return np.concatenate([np.frombuffer(packed_head(batch), np.uint8), batch.buffer])
+
+
+def row_counts(tensor: NDArray[np.uint8]) -> tuple[int, int, int]:
+    """What a tensor says of its lifelong, real-time and candidate rows; raises TensorError where
+    it is too short to."""
+    if tensor.dtype != np.uint8 or tensor.ndim != 1 or len(tensor) < HEAD_BYTES:
+        raise TensorError(f"{PACKED}: expected a 1-D tensor of uint8, {HEAD_BYTES} at least")
+    lifelong, realtime, candidates, _ = HEAD.unpack_from(tensor.data)
+    return lifelong, realtime, candidates
 
 
 def packed_batch(schema: FeatureSchema, tensor: NDArray[np.uint8]) -> PackedBatch:
     """The batch, views into the tensor, checked as `request_batch` does. Raises TensorError."""
-    if tensor.dtype != np.uint8 or tensor.ndim != 1 or len(tensor) < HEAD_BYTES:
-        raise TensorError(f"{PACKED}: expected a 1-D tensor of uint8, {HEAD_BYTES} at least")
-    counts = tensor[:HEAD_BYTES].view(np.int32).tolist()
-    rows = dict(zip(OFFSET_ROWS.values(), counts, strict=False))
+    counts = row_counts(tensor)
+    rows = dict(zip(OFFSET_ROWS.values(), counts, strict=True))
     if min(counts) < 0:
         raise TensorError(f"{PACKED}: {rows}; expected counts of rows")
     try:

@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Callable
-from types import SimpleNamespace
 
 import pytest
 import uvloop
@@ -66,7 +65,7 @@ def test_a_triton_that_never_answers_is_waited_for_by_our_own_clock() -> None:
     async def call() -> None:
         config = PackageConfig(version="v", model=PRESETS["tiny"], features=SCHEMA)
         endpoint = Endpoint("127.0.0.1:9", "m", config, None, Breaker("triton"))
-        endpoint.stub = SimpleNamespace(ModelInfer=never)
+        endpoint.infer = never
         try:
             with pytest.raises(DependencyFailed, match="triton: timeout"):
                 await endpoint.score(warm_up(SCHEMA, 1)[0], Deadline.after(WAIT_S))
