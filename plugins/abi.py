@@ -2,7 +2,7 @@
 
 import ctypes
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 
 INT, LONG, FLOAT, POINTER = ctypes.c_int32, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 
@@ -136,3 +136,22 @@ class ScoresArgs(ctypes.Structure):
         *((name, INT) for name in ("rows", "tasks", "width")),
         *((name, POINTER) for name in ("hidden", "weight", "bias", "out")),
     ]
+
+
+class PackedArray(ctypes.Structure):
+    """`mtgr_packed_array`."""
+
+    _fields_ = [("rows", INT), ("content", INT), ("row_bytes", LONG), ("place", LONG)]
+
+
+class Packed(ctypes.Structure):
+    """`mtgr_packed`."""
+
+    _fields_ = [("data", POINTER), ("bytes", LONG)]
+
+
+SEGMENTS = ("request", "lifelong", "realtime", "candidate")
+"""`mtgr_segment`."""
+
+CONTENTS = ("values", "rt_visible", "candidate_visible", "context_candidates", "offsets")
+"""`mtgr_content`."""

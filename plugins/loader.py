@@ -78,6 +78,7 @@ class Library:
                 f"{BUILD_COMMAND}"
             )
         self._counters: dict[torch.device, Counters] = {}
+        self.stage = stage_function(self._c)
 
     def hstu_attention(
         self,
@@ -221,6 +222,13 @@ class Library:
             return
         message = self._c.mtgr_last_error().decode()
         raise ValueError(message) if status == 1 else KernelError(message)
+
+
+def stage_function(library: ctypes.CDLL) -> Any:
+    """`mtgr_stage`, which runs on the host. Arrays go by their addresses."""
+    function = library.mtgr_stage
+    function.argtypes = [POINTER, INT, POINTER, INT, POINTER, POINTER]
+    return function
 
 
 def default_path() -> Path:

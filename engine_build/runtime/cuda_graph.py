@@ -21,10 +21,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine_build.precision import DTYPES, in_precision
-from engine_build.runtime.buckets import Size, fitting, layout, size_of, stage, tokens
+from engine_build.runtime.buckets import Size, holds, layout, size_of, stage, tokens
 from engine_build.runtime.engine import Engine, Scores
 from engine_build.runtime.manifest import MANIFEST, Manifest, PackageError
+from engine_build.runtime.packed import row_counts
 from engine_build.runtime.plan import Plan, refusal
+from engine_build.runtime.staging import Staging
 from engine_build.runtime.tensors import engine_inputs
 from engine_build.serving import Serving
 from model_def.batch import PackedBatch
@@ -49,12 +51,13 @@ class Slot:
     def __init__(self, schema: FeatureSchema, bucket: Size, device: torch.device):
         places, self.bytes = layout(schema, bucket)
         self._host = torch.zeros(self.bytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        self.host: NDArray[np.uint8] = self._host.numpy()
         self._device = torch.zeros(self.bytes, dtype=torch.uint8, device=device)
         self._views: dict[str, NDArray[Any]] = {}
         self.arrays: dict[str, Tensor] = {}
         for spec in engine_inputs(schema):
             place = places[spec.name]
-            self._views[spec.name] = self._host[place].numpy().view(spec.dtype)
+            self._views[spec.name] = self.host[place].view(spec.dtype)
             dtype = torch.from_numpy(np.empty(0, spec.dtype)).dtype
             self.arrays[spec.name] = self._device[place].view(dtype)
 
@@ -71,8 +74,9 @@ class Captured(NamedTuple):
     """A bucket's graph, from its slot's host buffer to `scores` [tasks, T_c] on the host."""
 
     slot: Slot
+    stage_packed: Staging
     graph: torch.cuda.CUDAGraph
-    scores: Tensor
+    scores: NDArray[np.float32]
 
 
 class CudaGraphEngine:
@@ -97,26 +101,51 @@ class CudaGraphEngine:
         # The largest first: the others then fit in the memory that it took from the pool.
         largest_first = sorted(buckets, key=tokens, reverse=True)
         self._graphs = {bucket: self._capture(bucket) for bucket in largest_first}
+        self._smallest_first = largest_first[::-1]
 
     @torch.inference_mode()
     def run(self, batch: PackedBatch) -> Scores:
         """Scores of the batch, of any size that the GPU's memory holds."""
         size = size_of(batch)
         with self._lock, torch.cuda.stream(self._stream):
-            bucket = fitting(self._graphs, size)
+            bucket = self._fitting(size)
             if bucket is None:
                 self.uncaptured_runs += 1
                 slot = Slot(self._schema, size, self._device)
                 slot.stage(batch)
                 slot.send()
-                scores = self._compute(slot.arrays).cpu()
-            else:
-                slot, graph, scores = self._graphs[bucket]
-                slot.stage(batch)
-                graph.replay()
-                self._stream.synchronize()
-            kept = scores.numpy()[:, : size.candidates].copy()
-        return Scores(dict(zip(self._tasks, kept, strict=True)))
+                return self._scores(self._compute(slot.arrays).cpu().numpy(), size)
+            captured = self._graphs[bucket]
+            captured.slot.stage(batch)
+            return self._replayed(captured, size)
+
+    def run_packed(self, requests: Sequence[NDArray[np.uint8]]) -> Scores | None:
+        """Scores of requests as they came (see `packed.py`), in order. None where they are for
+        `run`: one may be malformed, and it says what of it, or no bucket holds them."""
+        counts = [row_counts(request) for request in requests]
+        size = Size(len(requests), *map(sum, zip(*counts, strict=True)))
+        schema, bucket = self._schema, self._fitting(size)
+        if bucket is None or any(
+            lifelong > schema.lifelong_cap or realtime > schema.realtime_cap
+            for lifelong, realtime, _ in counts
+        ):
+            return None
+        captured = self._graphs[bucket]
+        with self._lock, torch.cuda.stream(self._stream):
+            return self._replayed(captured, size) if captured.stage_packed(requests) else None
+
+    def _fitting(self, size: Size) -> Size | None:
+        """`buckets.fitting`, at the price of the buckets that are too small."""
+        return next((b for b in self._smallest_first if holds(b, size)), None)
+
+    def _replayed(self, captured: Captured, size: Size) -> Scores:
+        """Of what is staged."""
+        captured.graph.replay()
+        self._stream.synchronize()
+        return self._scores(captured.scores, size)
+
+    def _scores(self, scores: NDArray[np.float32], size: Size) -> Scores:
+        return Scores(dict(zip(self._tasks, scores[:, : size.candidates].copy(), strict=True)))
 
     @torch.inference_mode()
     def _capture(self, bucket: Size) -> Captured:
@@ -134,7 +163,8 @@ class CudaGraphEngine:
         ):
             slot.send()
             scores.copy_(self._compute(slot.arrays), non_blocking=True)
-        return Captured(slot, graph, scores)
+        stage_packed = Staging(_kernels().stage, self._schema, bucket, slot.host)
+        return Captured(slot, stage_packed, graph, scores.numpy())
 
 
 def computation(model: MTGR, precision: str, device: torch.device) -> Computation:

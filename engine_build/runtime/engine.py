@@ -1,8 +1,8 @@
 """The seam behind which every engine kind stands: a packed batch in, scores out."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,4 +28,14 @@ class Engine(Protocol):
 
     def run(self, batch: PackedBatch) -> Scores:
         """Scores of every candidate row of a batch of any number of requests."""
+        ...
+
+
+@runtime_checkable
+class RunsPacked(Protocol):
+    """An engine that can also take requests as they crossed, see `packed.py`."""
+
+    def run_packed(self, requests: Sequence[NDArray[np.uint8]]) -> Scores | None:
+        """Scores of every candidate row of the requests, in order; None where `run` has to look at
+        them: one may be malformed. Raises TensorError for one that is too short to say."""
         ...

@@ -17,14 +17,16 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
+from engine_build.runtime.engine import RunsPacked, Scores
 from engine_build.runtime.manifest import EngineKind
 from engine_build.runtime.package import open_package
-from engine_build.runtime.packed import PACKED, packed_batch
+from engine_build.runtime.packed import PACKED, packed_batch, row_counts
 from engine_build.runtime.tensors import TensorError, request_batch
 from model_def.batch import PackedBatch, merge
 
 Request = Any
 Response = Any
+Tensors = dict[str, NDArray[Any]]
 
 
 class TritonPythonModel:
@@ -46,22 +48,40 @@ class TritonPythonModel:
 
     def execute(self, requests: Sequence[Request]) -> list[Response]:
         """One response a request, in their order."""
+        given = [_tensors(request) for request in requests]
+        whole = self._run_packed(given)
+        if whole is not None:
+            return whole
         responses: dict[int, Response] = {}
         accepted: dict[int, PackedBatch] = {}
-        for number, request in enumerate(requests):
+        for number, tensors in enumerate(given):
             try:
-                accepted[number] = self._read(request)
+                accepted[number] = self._read(tensors)
             except TensorError as error:
                 responses[number] = _failure(str(error))
         if accepted:
-            responses.update(zip(accepted, self._score([*accepted.values()]), strict=True))
+            batches = [*accepted.values()]
+            scores = self._engine.run(merge(batches, self._schema))
+            answers = self._responses(scores, [batch.candidates for batch in batches])
+            responses.update(zip(accepted, answers, strict=True))
         return [responses[number] for number in range(len(requests))]
 
-    def _read(self, request: Request) -> PackedBatch:
-        # By DLPack, since as_numpy() assumes NumPy 1's arrays. A request's tensors are [1, n].
-        tensors: dict[str, NDArray[Any]] = {
-            t.name(): np.from_dlpack(t).reshape(-1) for t in request.inputs()
-        }
+    def _run_packed(self, given: Sequence[Tensors]) -> list[Response] | None:
+        """The responses to requests that the engine takes as they came; None where one is not
+        such, or may be malformed."""
+        packed = [tensors[PACKED] for tensors in given if PACKED in tensors]
+        if len(packed) < len(given) or not isinstance(self._engine, RunsPacked):
+            return None
+        try:
+            candidates = [row_counts(tensor)[2] for tensor in packed]
+        except TensorError:
+            return None
+        if max(candidates) > self._max_candidates:
+            return None
+        scores = self._engine.run_packed(packed)
+        return None if scores is None else self._responses(scores, candidates)
+
+    def _read(self, tensors: Tensors) -> PackedBatch:
         packed = tensors.get(PACKED)
         batch = (
             request_batch(self._schema, tensors)
@@ -74,13 +94,18 @@ class TritonPythonModel:
             )
         return batch
 
-    def _score(self, batches: list[PackedBatch]) -> list[Response]:
-        scores = self._engine.run(merge(batches, self._schema)).tasks
-        ends = [*accumulate(batch.candidates for batch in batches)]
+    def _responses(self, scores: Scores, candidates: Sequence[int]) -> list[Response]:
+        """Each request's own scores, of so many candidates."""
+        tasks = scores.tasks
         return [
-            pb_utils.InferenceResponse([_tensor(t, scores[t][start:end]) for t in self._tasks])
-            for start, end in pairwise([0, *ends])
+            pb_utils.InferenceResponse([_tensor(t, tasks[t][start:end]) for t in self._tasks])
+            for start, end in pairwise([0, *accumulate(candidates)])
         ]
+
+
+def _tensors(request: Request) -> Tensors:
+    """By DLPack, since as_numpy() assumes NumPy 1's arrays. A request's tensors are [1, n]."""
+    return {t.name(): np.from_dlpack(t).reshape(-1) for t in request.inputs()}
 
 
 def _tensor(name: str, values: NDArray[np.float32]) -> Any:

@@ -20,7 +20,7 @@ extern "C" {
 #define MTGR_API __attribute__((visibility("default")))
 
 /* Raised with every change of a signature or a struct below; the loaders compare it. */
-#define MTGR_ABI_VERSION 4
+#define MTGR_ABI_VERSION 5
 
 typedef enum { MTGR_FLOAT32 = 0, MTGR_FLOAT16 = 1, MTGR_BFLOAT16 = 2 } mtgr_dtype;
 
@@ -281,6 +281,45 @@ typedef struct {
 } mtgr_scores_args;
 
 MTGR_API int mtgr_task_scores(const mtgr_scores_args* args, mtgr_stream stream);
+
+/* What the rows of a packed request's array are. A profile and a context have one each. */
+typedef enum {
+  MTGR_REQUEST = 0,
+  MTGR_LIFELONG = 1,
+  MTGR_REALTIME = 2,
+  MTGR_CANDIDATE = 3,
+  MTGR_SEGMENTS = 4
+} mtgr_segment;
+
+typedef enum {
+  MTGR_VALUES = 0,
+  MTGR_RT_VISIBLE = 1,         /* uint8 or int32: of row i, i at most */
+  MTGR_CANDIDATE_VISIBLE = 2,  /* the same: the request's real-time rows at most */
+  MTGR_CONTEXT_CANDIDATES = 3, /* int32: the request's candidates */
+  MTGR_OFFSETS = 4             /* int32 [0, rows]; of the batch [requests + 1] */
+} mtgr_content;
+
+/* An array of a packed request, and of a bucket. */
+typedef struct {
+  int32_t rows;    /* mtgr_segment; of offsets, the segment that they count */
+  int32_t content; /* mtgr_content */
+  int64_t row_bytes;
+  int64_t place; /* bytes from the bucket's beginning; -1: it has no such array */
+} mtgr_packed_array;
+
+/* A request as it came: int32 [lifelong, realtime, candidates, unused], then its arrays one after
+ * the other, each padded to 16 bytes. */
+typedef struct {
+  const void* data;
+  int64_t bytes;
+} mtgr_packed;
+
+/* On the host: copies `batch` requests' arrays, `count` of them in this order, into a bucket of
+ * `capacity` rows by segment. The one call that reads contents: MTGR_INVALID_ARGUMENT, without a
+ * message, where any of a request contradicts its head or does not fit; the bucket then holds part
+ * of the batch. */
+MTGR_API int mtgr_stage(const mtgr_packed_array* arrays, int32_t count, const mtgr_packed* requests,
+                        int32_t batch, const int32_t* capacity, void* bucket);
 
 #ifdef __cplusplus
 }

@@ -3,7 +3,8 @@ kernel's own.
 
 With `sched_autogroup_enabled` a process gives way within its session alone: to a server that was
 started in another one a loop would be half of the work there is. So each has a session of its own,
-which gives way to all others.
+which gives way to all others. A loop waits with PAUSE, as the kernel's own does: of two threads of
+one core the other may be at work.
 """
 
 import os
@@ -11,11 +12,14 @@ import struct
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-SPINNER = "sh"
+SPINNER = "stay-awake"
 """Name of the processes."""
 
+LOOP = "int main(void) { for (;;) __builtin_ia32_pause(); }"
 
 SESSION = Path("/proc/self/autogroup")
 """Takes how much one's session gives way, as `nice` does."""
@@ -47,17 +51,16 @@ def cores_awake() -> Iterator[None]:
             SESSION.write_text("19")
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
-    loops = [
-        subprocess.Popen(
-            [SPINNER, "-c", "while :; do :; done"],
-            preexec_fn=lambda core=core: on(core),
-            start_new_session=True,
-        )
-        for core in sorted(os.sched_getaffinity(0))
-    ]
-    try:
-        yield
-    finally:
-        for loop in loops:
-            loop.kill()
-            loop.wait()
+    with TemporaryDirectory() as directory:
+        program = str(Path(directory, SPINNER))
+        subprocess.run(["cc", "-x", "c", "-", "-o", program], input=LOOP.encode(), check=True)
+        loops = [
+            subprocess.Popen([program], preexec_fn=partial(on, core), start_new_session=True)
+            for core in sorted(os.sched_getaffinity(0))
+        ]
+        try:
+            yield
+        finally:
+            for loop in loops:
+                loop.kill()
+                loop.wait()

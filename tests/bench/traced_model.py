@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from engine_build.runtime.engine import Scores
+from engine_build.runtime.engine import RunsPacked, Scores
 from engine_build.runtime.package import open_package
 from engine_build.triton.python_model import TritonPythonModel as Served
 from model_def.batch import PackedBatch
@@ -37,8 +37,11 @@ class TritonPythonModel(Served):
             for golden in open_package(folder).golden:
                 self._known[golden.request.candidates] = Scores(golden.scores)
             self._engine.run = self._at_once  # type: ignore[method-assign]  # in its place
-        elif self._engine.kind == "cuda-graph":
+            if isinstance(self._engine, RunsPacked):
+                self._engine.run_packed = lambda requests: None  # type: ignore[method-assign]  # the same
+        elif isinstance(self._engine, RunsPacked):
             graph_moments()
+            self._engine.run_packed = noted("engine ends", self._engine.run_packed, "engine begins")
         self._engine.run = noted("engine ends", self._engine.run, "engine begins")  # type: ignore[method-assign]  # the same
 
     def _at_once(self, batch: PackedBatch) -> Scores:
@@ -66,9 +69,9 @@ def graph_moments() -> None:
     """Note when a batch is staged and when its graph is launched; the rest is waiting for it."""
     import torch
 
-    from engine_build.runtime import cuda_graph
+    from engine_build.runtime.staging import Staging
 
-    cuda_graph.Slot.stage = noted("staged", cuda_graph.Slot.stage)  # type: ignore[method-assign]  # watched
+    Staging.__call__ = noted("staged", Staging.__call__)  # type: ignore[method-assign]  # watched
     torch.cuda.CUDAGraph.replay = noted("launched", torch.cuda.CUDAGraph.replay)  # type: ignore[method-assign]  # the same
 
 

@@ -14,7 +14,7 @@ from engine_build.build import TOLERANCE, BuildError, BuildOptions
 from engine_build.cuda_graph import assumed_sizes, build, read_sizes
 from engine_build.package import build_package, pytorch_scores
 from engine_build.precision import in_precision
-from engine_build.requests import random_batch
+from engine_build.requests import random_batch, random_request
 from engine_build.runtime.buckets import (
     MOST_PADDING,
     STEP,
@@ -31,10 +31,13 @@ from engine_build.runtime.buckets import (
 from engine_build.runtime.cuda_graph import CudaGraphEngine, Slot, computation
 from engine_build.runtime.manifest import PackageError, Precision
 from engine_build.runtime.package import open_package
+from engine_build.runtime.packed import packed_tensor
 from engine_build.runtime.plan import Plan
 from engine_build.serving import Serving
+from model_def.batch import merge
 from model_def.checkpoint import Checkpoint
 from model_def.config import PRESETS
+from model_def.schema import FeatureSchema
 from plugins.tail import MOST_ROWS
 from tests.model_def import cases
 
@@ -186,6 +189,32 @@ def test_captured_equals_pytorch(
         for task, wanted in expected.items():
             np.testing.assert_allclose(scores[task], wanted, rtol=0, atol=TOLERANCE["float16"])
     assert engine.uncaptured_runs == before
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("sizes", [[(7, 3, 5)], [(0, 0, 1)], [(7, 3, 5), (0, 0, 1), (12, 5, 60)]])
+def test_requests_as_they_came_score_the_same(
+    engine: CudaGraphEngine, sizes: list[tuple[int, int, int]]
+) -> None:
+    """Requests that were staged in one call have the very scores of their packed batch."""
+    rng = np.random.default_rng(4)
+    requests = [random_request(cases.SCHEMA, rng, *size) for size in sizes]
+    expected = engine.run(merge(requests, cases.SCHEMA)).tasks
+    came = engine.run_packed([packed_tensor(request) for request in requests])
+    assert came is not None
+    for task, wanted in expected.items():
+        np.testing.assert_array_equal(came.tasks[task], wanted)
+
+
+@pytest.mark.gpu
+def test_requests_to_be_looked_at(engine: CudaGraphEngine) -> None:
+    """What no bucket holds, what exceeds the schema and what contradicts its head are not run."""
+    rng = np.random.default_rng(5)
+    largest = packed_tensor(random_request(cases.SCHEMA, rng, 12, 5, 60))
+    longer = FeatureSchema(**cases.SCHEMA.model_dump() | {"lifelong_cap": 13})
+    assert engine.run_packed([largest] * 4) is None
+    assert engine.run_packed([packed_tensor(random_request(longer, rng, 13, 5, 9))]) is None
+    assert engine.run_packed([largest[:-16]]) is None
 
 
 @pytest.mark.gpu

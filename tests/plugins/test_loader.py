@@ -58,6 +58,8 @@ def test_the_structs_are_those_of_the_header(tmp_path: Path) -> None:
         "mtgr_features": abi.Features,
         "mtgr_frame": abi.Frame,
         "mtgr_scores_args": abi.ScoresArgs,
+        "mtgr_packed_array": abi.PackedArray,
+        "mtgr_packed": abi.Packed,
     }
     lines = ['printf("%d\\n", MTGR_ABI_VERSION);']
     expected = [abi.ABI_VERSION]
