@@ -39,6 +39,7 @@ class TritonPythonModel:
         package = open_package(Path(args["model_repository"]) / args["model_version"])
         kind = cast(EngineKind, parameters["engine"]["string_value"])
         self._engine = package.load_engine(kind, int(parameters["threads"]["string_value"]))
+        self._runs_packed = self._engine if isinstance(self._engine, RunsPacked) else None
         self._schema = package.config.features
         self._tasks = package.config.model.tasks
         self._max_candidates = int(parameters["max_candidates"]["string_value"])
@@ -70,7 +71,7 @@ class TritonPythonModel:
         """The responses to requests that the engine takes as they came; None where one is not
         such, or may be malformed."""
         packed = [tensors[PACKED] for tensors in given if PACKED in tensors]
-        if len(packed) < len(given) or not isinstance(self._engine, RunsPacked):
+        if self._runs_packed is None or len(packed) < len(given):
             return None
         try:
             candidates = [row_counts(tensor)[2] for tensor in packed]
@@ -78,7 +79,7 @@ class TritonPythonModel:
             return None
         if max(candidates) > self._max_candidates:
             return None
-        scores = self._engine.run_packed(packed)
+        scores = self._runs_packed.run_packed(packed)
         return None if scores is None else self._responses(scores, candidates)
 
     def _read(self, tensors: Tensors) -> PackedBatch:

@@ -15,6 +15,11 @@ from model_def.batch import PackedBatch
 from model_def.config import PackageConfig
 from service.backends.shared_memory import Shared
 
+Buffer = bytes | memoryview
+
+RAW_INPUT = bytes([pb.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER << 3 | 2])
+"""What introduces an element of `raw_input_contents`: its field, and that its length follows."""
+
 
 class RequestForm:
     """For model `name`, an engine of `config`. `packed`: as one tensor, where the model takes that;
@@ -57,12 +62,6 @@ class RequestForm:
             parameters["shared_memory_offset"].int64_param = place.start
             parameters["shared_memory_byte_size"].int64_param = place.size
         return b"".join([request.SerializeToString(), *contents])
-
-
-Buffer = bytes | memoryview
-
-RAW_INPUT = bytes([pb.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER << 3 | 2])
-"""What introduces an element of `raw_input_contents`: its field, and that its length follows."""
 
 
 def varint(number: int) -> bytes:
