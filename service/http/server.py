@@ -121,6 +121,7 @@ class GatewayServer(uvicorn.Server):
 
     def _listen(self, sockets: list[socket]) -> None:
         self._listeners += [Listener(port, self._protocol, self._has_more) for port in sockets]
+        self._tell()
 
     def _tell(self) -> None:
         """Tell the other workers how many connections this one has."""

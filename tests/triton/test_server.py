@@ -1,6 +1,7 @@
 """What a real Triton server does with the generated repositories."""
 
 import asyncio
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from tritonclient.utils import np_to_triton_dtype
 
+from engine_build.requests import random_request
 from engine_build.runtime.golden import Golden
 from engine_build.runtime.package import open_package
 from engine_build.runtime.packed import PACKED, packed_tensor
@@ -112,6 +114,39 @@ def test_one_bad_request_fails_alone(
     assert "100 elements; expected 1 for each of 99 candidate rows" in details[0]
     assert "200 candidates; this model's most is 100" in details[1]
     assert "packed: " in details[2]
+
+
+def test_requests_are_run_as_they_came(
+    package_dir: Path, triton: TritonServer, repository: Path, tmp_path: Path
+) -> None:
+    """Where the engine takes them so (it answers 1 - p here), requests of one tensor are, and each
+    gets its own scores; what it may not, or refuses, is told what is wrong, and its batch mates are
+    scored the other way."""
+    package = retrained(package_dir, tmp_path / "packed", "packed")
+    name = add(repository, package, batch_delay_us=200_000, max_candidates=100)
+    (repository / name / "1" / "model.py").write_text(
+        "from tests.triton.packed_model import TritonPythonModel\n"
+    )
+    golden = open_package(package).golden
+    fits = [item for item in golden if item.request.candidates <= 100][:3]
+    whole = [message(name, {PACKED: packed_tensor(item.request)}) for item in fits]
+    answers, statistics = asyncio.run(together(triton.address, name, whole))
+    for answer, item in zip(answers, fits, strict=True):
+        turned = {task: 1 - values for task, values in item.scores.items()}
+        check(answer, dataclasses.replace(item, scores=turned))
+    assert len(fits) in {batch.batch_size for batch in statistics.batch_stats}
+
+    many = random_request(cases.SCHEMA, np.random.default_rng(0), 3, 2, 101)
+    cut, short = packed_tensor(golden[0].request)[:-1], np.zeros(3, np.uint8)
+    for bad, problem in (
+        (packed_tensor(many), "101 candidates; this model's most is 100"),
+        (cut, "packed: "),
+        (short, "packed: expected a 1-D tensor of uint8"),
+    ):
+        mixed = [whole[0], message(name, {PACKED: bad})]
+        (answer, error), _ = asyncio.run(together(triton.address, name, mixed))
+        assert problem in error.details()
+        check(answer, fits[0])
 
 
 def test_triton_reads_what_it_was_given(triton: TritonServer, repository: Path) -> None:
