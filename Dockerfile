@@ -89,7 +89,7 @@ ENV PATH=/opt/mtgr/bin:/opt/tritonserver/bin:/usr/local/bin:/usr/bin:/bin \
     MTGR_OPS_LIBRARY=/opt/mtgr/lib/libmtgr_ops.so
 WORKDIR /
 USER 1000:1000
-EXPOSE 8001 8002
+EXPOSE 8000 8001 8002
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=5s --timeout=3s --start-period=120s --retries=3 \
   CMD ["curl", "--fail", "--silent", "http://127.0.0.1:8000/v2/health/ready"]

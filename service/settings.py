@@ -31,6 +31,9 @@ class ModelSettings(Frozen):
     triton: tuple[str, ...] = Field(
         default=(), description="triton: host:port of each server's gRPC; a user stays with one"
     )
+    triton_http: tuple[str, ...] = Field(
+        default=(), description="host:port of the same servers' HTTP: requests go there, and faster"
+    )
     shared_requests: int = Field(
         default=0, ge=0, description="triton on this host: requests in shared memory; 0: none"
     )
@@ -39,6 +42,8 @@ class ModelSettings(Frozen):
     def _consistent(self) -> Self:
         if (self.backend == "triton") != bool(self.triton):
             raise ValueError("triton: needed by backend 'triton', and by no other")
+        if self.triton_http and len(self.triton_http) != len(self.triton):
+            raise ValueError("triton_http: one for each of triton, in its order, or none")
         return self
 
 

@@ -26,7 +26,7 @@ _traceparent: ContextVar[str | None] = ContextVar("traceparent", default=None)
 
 
 def call_metadata() -> tuple[tuple[str, str], ...]:
-    """gRPC metadata that has a server continue the trace of the request at hand, if it has one."""
+    """Metadata (gRPC) or headers that have a server continue the request's trace, if it has one."""
     traceparent = _traceparent.get()
     return () if traceparent is None else (("traceparent", traceparent),)
 

@@ -112,6 +112,7 @@ def launch_command(
     models: Sequence[str],
     *,
     grpc_port: int = 8001,
+    http_port: int = 8000,
     plugin_library: Path | None = None,
     server: str = "tritonserver",
 ) -> str:
@@ -131,6 +132,7 @@ def launch_command(
         # A model that cannot be loaded must not take down those that serve.
         "--exit-on-error=false",
         f"--grpc-port={grpc_port}",
+        f"--http-port={http_port}",
     ]
     if any(model.endswith("-tensorrt") for model in models):
         library = existing_plugins(plugin_library)

@@ -43,8 +43,9 @@ topologySpreadConstraints:
 {{- define "mtgr.models" -}}
 {{- $model := dict "package" (printf "/engines/packages/%s" .package) "engine" .root.Values.engine.kind }}
 {{- if .root.Values.triton.enabled }}
-{{- $address := printf "%s-triton:8001" .root.Release.Name }}
-{{- $model = merge $model (dict "backend" "triton" "triton" (list $address)) }}
+{{- $host := printf "%s-triton" .root.Release.Name }}
+{{- $addresses := dict "triton" (list (printf "%s:8001" $host)) "triton_http" (list (printf "%s:8000" $host)) }}
+{{- $model = merge $model (dict "backend" "triton") $addresses }}
 {{- end }}
 {{- dict "home" $model | toJson }}
 {{- end }}

@@ -29,6 +29,7 @@ def open_model(settings: ModelSettings) -> tuple[PackageConfig, LoadedBackend]:
         settings.engine,
         settings.triton,
         queue=settings.queue,
+        http=settings.triton_http,
         shared_requests=settings.shared_requests,
     )
     return package.config, backend

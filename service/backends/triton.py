@@ -1,4 +1,4 @@
-"""An engine on Triton servers, over gRPC. Each user's requests go to one of them while it is up."""
+"""An engine on Triton servers. Each user's requests go to one of them while it is up."""
 
 import asyncio
 import logging
@@ -28,10 +28,11 @@ DOWN = ("unavailable", "model_missing")
 
 
 class TritonBackend:
-    """The engine `kind` of `package` at each of `addresses` ("host:port").
+    """The engine `kind` of `package` at each of `addresses` ("host:port" of its gRPC).
 
-    At most `queue` requests are in flight. With `shared_requests`, that many at a time go through
-    memory shared with servers of this host; the others, and those to other hosts, by gRPC alone.
+    Requests go there, or to the server's HTTP port where `http` has it. At most `queue` are in
+    flight. With `shared_requests`, the values of so many at a time lie in memory shared with
+    servers of this host; the others, and those to other hosts, carry them.
     """
 
     watch: Watch = Unwatched()
@@ -43,11 +44,13 @@ class TritonBackend:
         addresses: Sequence[str],
         *,
         queue: int,
+        http: Sequence[str] = (),
         shared_requests: int = 0,
     ):
         self._queue, self._in_flight = queue, 0
         self._budget = Budget()
-        self._package, self._kind, self._addresses = package, kind, addresses
+        self._package, self._kind = package, kind
+        self._addresses = [*zip(addresses, http or len(addresses) * [None], strict=True)]
         self._shared_requests = shared_requests
         self._slots: SharedSlots | None = None
         self._warm_up: tuple[PackedBatch, ...] = ()
@@ -67,9 +70,10 @@ class TritonBackend:
             largest = max(batch.payload_bytes for batch in warm_up)
             self._slots = SharedSlots(self._shared_requests, largest)
         name, config = served_name(self._package.config, self._kind), self._package.config
+        queue = self._queue
         self._servers = [
-            Endpoint(a, name, config, self._slots, Breaker("triton", a, self.watch))
-            for a in self._addresses
+            Endpoint(a, http, name, config, self._slots, Breaker("triton", a, self.watch), queue)
+            for a, http in self._addresses
         ]
         tried = await asyncio.gather(*map(self._bring_up, self._servers), return_exceptions=True)
         problems = [problem for problem in tried if problem is not None]

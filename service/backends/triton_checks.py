@@ -19,7 +19,6 @@ from engine_build.runtime.packed import PACKED
 from engine_build.runtime.tensors import request_tensors
 from model_def.batch import PackedBatch
 from service.backends.triton_endpoint import CONTROL_S, Endpoint
-from service.backends.triton_request import RequestForm
 from service.deadline import Deadline
 from service.errors import DependencyFailed, NotServing
 
@@ -97,7 +96,7 @@ async def _compare(endpoint: Endpoint, package: ModelPackage, kind: EngineKind) 
             f"{sorted(expected - given)}, wants {sorted(given - expected)}; serve the package that "
             "the model was made from"
         )
-    endpoint.form = RequestForm(endpoint.name, endpoint.config, packed=PACKED in taken)
+    endpoint.send_packed(PACKED in taken)
     parameters = {n: p.string_value for n, p in answer.config.parameters.items()}
     manifest = package.manifests[kind]
     for name, expects in {

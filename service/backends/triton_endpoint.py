@@ -1,8 +1,7 @@
-"""One Triton server and one engine on it: a reused channel, and what each failure means."""
+"""One Triton server and one engine on it: what is asked of it, and what each failure means."""
 
 import asyncio
 import logging
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,31 +13,15 @@ from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from model_def.batch import PackedBatch
 from model_def.config import PackageConfig
 from service.backends.shared_memory import SharedSlots, Slot
-from service.backends.triton_request import RequestForm
+from service.backends.triton_calls import CallFailed, Calls, Outputs
+from service.backends.triton_grpc import GrpcCalls, GrpcForm, channel
+from service.backends.triton_http import HttpCalls, HttpForm
 from service.breaker import Breaker
 from service.deadline import Deadline
 from service.errors import DependencyFailed
 from service.ranking import Floats
-from service.tracing import call_metadata
 
 log = logging.getLogger("mtgr")
-
-CHANNEL = [
-    # A server that is started again is found again within a second, not two minutes.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-    # Channels of one address would share a connection otherwise, and its backoff.
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-]
-
-os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_client,-event_engine_listener")
-# gRPC 1.85's event engine reads an answer in a thread of a pool, which wakes the one that wakes the
-# event loop: a call is ten changes of threads in place of six, and takes a tenth more CPU.
-
-INFER = "/inference.GRPCInferenceService/ModelInfer"
 
 CONTROL_S = 5.0
 """Longest wait for an answer that needs no engine, seconds."""
@@ -48,85 +31,89 @@ ABANDONED_S = 60.0
 
 
 class Endpoint:
-    """A server at `host:port`, asked for model `name`, an engine of `config`."""
+    """A server asked for model `name`, an engine of `config`.
+
+    It is controlled by gRPC at `address` (host:port). Requests go to `http`, another port of the
+    same server, where there is one, and by gRPC else. At most `queue` are there of which the caller
+    has given up.
+    """
 
     def __init__(
         self,
         address: str,
+        http: str | None,
         name: str,
         config: PackageConfig,
         slots: SharedSlots | None,
         breaker: Breaker,
+        queue: int = 64,
     ):
         self.address, self.name, self.config, self.breaker = address, name, config, breaker
-        self._channel = grpc.aio.insecure_channel(address, options=CHANNEL)
+        self._http, self._queue = http, queue
+        self._channel = channel(address)
         self.stub: Any = GRPCInferenceServiceStub(self._channel)
-        # Its requests come in bytes, as `form` makes them.
-        self.infer: Any = self._channel.unary_unary(
-            INFER, response_deserializer=pb.ModelInferResponse.FromString
-        )
-        self.form = RequestForm(name, config, packed=False)
+        self._packed = False
+        self.calls = self._new_calls()
         self._slots = slots
         self.shares_memory = False
         """Whether the server has mapped our slots; it does not where it is on another host."""
 
+    def _new_calls(self) -> Calls:
+        form = self.name, self.config, self._packed
+        if self._http is None:
+            return GrpcCalls(self._channel, GrpcForm(*form))
+        return HttpCalls(self._http, HttpForm(*form), self._queue)
+
+    def send_packed(self, packed: bool) -> None:
+        """Send requests as one tensor from now on, where the model takes that, or as named ones."""
+        if packed != self._packed:
+            self.calls.close()
+            self._packed = packed
+            self.calls = self._new_calls()
+
     async def score(self, batch: PackedBatch, deadline: Deadline) -> Mapping[str, Floats]:
-        """Probability [K] by task of one request. Raises DependencyFailed("triton", reason):
-        timeout, queue_full, model_missing, unavailable, rejected, error or invalid_scores."""
+        """Probability [K] by task of one request. Raises DependencyFailed("triton", reason): a
+        reason of CallFailed, or invalid_scores."""
         slot = None
         try:
             # gRPC's own clock tells of the end up to 7 ms after it, the event loop's within 2.
             with deadline.bound("triton"):
                 slot = self._slots.put(batch) if self._slots and self.shares_memory else None
                 if slot is None:
-                    request = self.form.request(batch, deadline.left(), {})
-                    answer = await self.infer(
-                        request, timeout=deadline.left(), metadata=call_metadata()
-                    )
+                    outputs = await self.calls.infer(batch, deadline.left(), {})
                 else:
-                    answer = await self._infer_shared(batch, deadline, slot)
-        except grpc.aio.AioRpcError as error:
-            if slot is not None and "shared memory region" in (error.details() or ""):
-                log.warning("%s: forgot the shared memory; sending by gRPC", self.address)
+                    outputs = await self._infer_shared(batch, deadline, slot)
+        except CallFailed as failed:
+            if slot is not None and "shared memory region" in failed.detail:
+                log.warning("%s: forgot the shared memory; sending the values", self.address)
                 self.shares_memory = False
                 return await self.score(batch, deadline)
-            raise DependencyFailed("triton", reason_of(error)) from error
-        return self._scores(answer, batch.candidates)
+            raise DependencyFailed("triton", failed.reason) from failed
+        return _scores(outputs, batch.candidates)
 
-    async def _infer_shared(self, batch: PackedBatch, deadline: Deadline, slot: Slot) -> Any:
+    async def _infer_shared(self, batch: PackedBatch, deadline: Deadline, slot: Slot) -> Outputs:
         """Whoever gives up meanwhile leaves the slot to the server until it has answered."""
-        request = self.form.request(batch, deadline.left(), slot.places(batch))
+        left_s = deadline.left()
 
-        async def infer() -> Any:
+        async def infer() -> Outputs:
             try:
-                answer = await self.infer(
-                    request, timeout=deadline.left() + ABANDONED_S, metadata=call_metadata()
-                )
-            except grpc.aio.AioRpcError as error:
-                if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-                    log.error("%s: never answered; its slot may still be read: lost", self.address)
-                else:
-                    slot.release()
+                async with asyncio.timeout(left_s + ABANDONED_S):
+                    outputs = await self.calls.infer(batch, left_s, slot.places(batch))
+            except TimeoutError:
+                log.error("%s: never answered; its slot may still be read: lost", self.address)
+                raise
+            except CallFailed:
+                slot.release()
                 raise
             slot.release()
-            return answer
+            return outputs
 
         running = asyncio.ensure_future(infer())
         running.add_done_callback(_heard)
         return await asyncio.shield(running)
 
-    def _scores(self, answer: Any, candidates: int) -> Mapping[str, Floats]:
-        scores = {
-            output.name: np.frombuffer(content, np.float32)
-            for output, content in zip(answer.outputs, answer.raw_output_contents, strict=True)
-        }
-        for values in scores.values():
-            if values.shape != (candidates,) or not np.isfinite(values).all():
-                raise DependencyFailed("triton", "invalid_scores")
-        return scores
-
     async def share_memory(self) -> None:
-        """Have the server map our slots; without, requests go by gRPC."""
+        """Have the server map our slots; without, requests carry their values."""
         if self._slots is None:
             return
         region = pb.SystemSharedMemoryRegisterRequest(
@@ -143,27 +130,22 @@ class Endpoint:
             self.shares_memory = True
 
     async def close(self) -> None:
-        """Forget the shared memory and end the connection."""
+        """End the connections."""
+        self.calls.close()
         await self._channel.close()
+
+
+def _scores(outputs: Outputs, candidates: int) -> Mapping[str, Floats]:
+    scores = {}
+    for name, content in outputs.items():
+        values = np.frombuffer(content, np.float32) if len(content) == 4 * candidates else None
+        if values is None or not np.isfinite(values).all():
+            raise DependencyFailed("triton", "invalid_scores")
+        scores[name] = values
+    return scores
 
 
 def _heard(abandoned: asyncio.Future[Any]) -> None:
     """Its failure has been counted as a timeout already; asyncio would log it again."""
     if not abandoned.cancelled():
         abandoned.exception()
-
-
-def reason_of(error: grpc.aio.AioRpcError) -> str:
-    """The fixed word for a failed call; Triton's queue says why in words only."""
-    code, detail = error.code(), error.details() or ""
-    if code is grpc.StatusCode.DEADLINE_EXCEEDED or "timeout expired" in detail:
-        return "timeout"
-    if "maximum queue size" in detail:
-        return "queue_full"
-    if code is grpc.StatusCode.NOT_FOUND or "unknown model" in detail:
-        return "model_missing"
-    if code is grpc.StatusCode.UNAVAILABLE:
-        return "unavailable"
-    if code is grpc.StatusCode.INVALID_ARGUMENT:
-        return "rejected"
-    return "error"

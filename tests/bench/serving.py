@@ -1,4 +1,4 @@
-"""The whole path under load: HTTP -> gateway -> Redis -> gRPC -> Triton -> engine.
+"""The whole path under load: HTTP -> gateway -> Redis -> Triton, by HTTP or gRPC -> engine.
 
     python -m tests.bench.serving --kind cuda-graph --preset small --preset large
     python -m tests.bench.serving --kind cuda-graph --batch 1 --workers 4 --instances 2 \\
@@ -131,6 +131,7 @@ def serve(given: argparse.Namespace, work: Path, redis_url: str) -> Iterator[dic
                     "engine": given.kind,
                     "backend": "triton",
                     "triton": [server.address],
+                    "triton_http": [] if given.grpc else [server.http],
                     "queue": 256,
                     "shared_requests": given.shared_requests,
                 }
@@ -149,6 +150,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", choices=LOADS)
     parser.add_argument("--workers", type=int, default=1, help="gateway processes")
     parser.add_argument("--instances", type=int, default=1, help="of the engine, in Triton")
+    parser.add_argument("--grpc", action="store_true", help="ask Triton by gRPC, not by HTTP")
     parser.add_argument("--at-once", action="store_true", help="in place of the engine: none")
     parser.add_argument("--light-per-s", type=float, nargs="+", default=[24.0])
     parser.add_argument("--light-s", type=float, default=10, help="of light and of steady load")

@@ -265,8 +265,8 @@ def test_who_may_talk_to_whom() -> None:
     """Triton hears gateways and Prometheus only; the callers' namespaces are those listed."""
     documents = render(EXAMPLES["fleet"])
     triton = pick(documents, "NetworkPolicy", "mtgr-triton")["spec"]
-    ports = [entry["ports"][0]["port"] for entry in triton["ingress"]]
-    assert ports == ["grpc", "metrics"]
+    ports = [[one["port"] for one in entry["ports"]] for entry in triton["ingress"]]
+    assert ports == [["http", "grpc"], ["metrics"]]
     gateway = pick(documents, "NetworkPolicy", "mtgr-gateway")["spec"]["ingress"][0]["from"]
     spaces = [s["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"] for s in gateway]
     assert spaces == ["recall", "gateways", "monitoring"]

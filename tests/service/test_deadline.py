@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
+from typing import NoReturn
 
 import pytest
 import uvloop
@@ -57,15 +58,19 @@ def test_a_wait_past_the_deadline_is_never_begun() -> None:
 
 
 def test_a_triton_that_never_answers_is_waited_for_by_our_own_clock() -> None:
-    """gRPC's tells of the end milliseconds late, when it does; here it does not."""
+    """gRPC's tells of the end milliseconds late, when it does; here nobody does."""
 
-    async def never(*_: object, **__: object) -> None:
-        await asyncio.get_running_loop().create_future()
+    class Never:
+        async def infer(self, *_: object) -> NoReturn:
+            await asyncio.get_running_loop().create_future()
+            raise AssertionError
+
+        def close(self) -> None: ...
 
     async def call() -> None:
         config = PackageConfig(version="v", model=PRESETS["tiny"], features=SCHEMA)
-        endpoint = Endpoint("127.0.0.1:9", "m", config, None, Breaker("triton"))
-        endpoint.infer = never
+        endpoint = Endpoint("127.0.0.1:9", None, "m", config, None, Breaker("triton"))
+        endpoint.calls = Never()
         try:
             with pytest.raises(DependencyFailed, match="triton: timeout"):
                 await endpoint.score(warm_up(SCHEMA, 1)[0], Deadline.after(WAIT_S))

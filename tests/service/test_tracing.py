@@ -103,7 +103,7 @@ def test_triton_is_called_with_the_requests_trace(redis_url: str) -> None:
     assert isinstance(tracing, Tracing)
 
     async def call() -> None:
-        endpoint = Endpoint(f"127.0.0.1:{port}", "m", config, None, Breaker("triton"))
+        endpoint = Endpoint(f"127.0.0.1:{port}", None, "m", config, None, Breaker("triton"))
         with pytest.raises(DependencyFailed):
             await endpoint.score(warm_up(SCHEMA, 1)[0], Deadline.after(10))
         await endpoint.close()

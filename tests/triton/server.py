@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
@@ -44,9 +45,10 @@ class TritonServer:
             if metrics_port
             else ["--allow-metrics=false"]
         )
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self._port = free.getsockname()[1]
-        self.address = f"127.0.0.1:{self._port}"
+        with ExitStack() as both:
+            free = [both.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
+            self._grpc, self._http = (one.getsockname()[1] for one in free)
+        self.address, self.http = f"127.0.0.1:{self._grpc}", f"127.0.0.1:{self._http}"
         self.log = repository.with_name(f"{repository.name}.log")
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -55,13 +57,14 @@ class TritonServer:
         command = launch_command(
             self._repository,
             self._models,
-            grpc_port=self._port,
+            grpc_port=self._grpc,
+            http_port=self._http,
             server=str(self._home / "bin" / "tritonserver"),
         )
         offline = [
             f"--backend-directory={self._home / 'backends'}",
             "--grpc-address=127.0.0.1",
-            "--allow-http=false",
+            "--http-address=127.0.0.1",
             *self._metrics,
             *self._flags,
         ]

@@ -1,5 +1,5 @@
-"""HTTP -> gateway -> gRPC -> Triton -> onnx-cpu: the same answers as in-process, and a promised
-one for each failure."""
+"""HTTP -> gateway -> gRPC or HTTP -> Triton -> onnx-cpu: the same answers as in-process, and a
+promised one for each failure."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,15 +16,26 @@ from tests.triton.packages import add, retrained
 from tests.triton.server import TritonServer
 
 
-def through_triton(package: Path, server: TritonServer, **more: Any) -> ModelSettings:
-    """The package's engine at that server."""
-    return ModelSettings(package=package, backend="triton", triton=(server.address,), **more)
+def through_triton(package: Path, server: TritonServer, by: str, **more: Any) -> ModelSettings:
+    """The package's engine at that server, asked by gRPC or HTTP."""
+    http = (server.http,) if by == "http" else ()
+    return ModelSettings(
+        package=package, backend="triton", triton=(server.address,), triton_http=http, **more
+    )
+
+
+@pytest.fixture(params=["grpc", "http"])
+def by(request: pytest.FixtureRequest) -> str:
+    """Both ways keep the same promises."""
+    return str(request.param)
 
 
 @pytest.fixture
-def client(redis_url: str, package_dir: Path, own_triton: TritonServer) -> Iterator[httpx.Client]:
+def client(
+    redis_url: str, package_dir: Path, own_triton: TritonServer, by: str
+) -> Iterator[httpx.Client]:
     """A gateway over a server that the test may stop."""
-    model = through_triton(package_dir, own_triton)
+    model = through_triton(package_dir, own_triton, by)
     config = settings(redis_url, models={"home": model}, answer_reserve_ms=150)  # shared cores
     with running(config, open_model) as client:
         yield client
@@ -55,12 +66,12 @@ def recovers(client: httpx.Client) -> dict[str, Any]:
 
 @pytest.mark.parametrize("shared_requests", [0, 8])
 def test_scores_equal_those_in_process(
-    redis_url: str, package_dir: Path, triton: TritonServer, shared_requests: int
+    redis_url: str, package_dir: Path, triton: TritonServer, by: str, shared_requests: int
 ) -> None:
     """For users with and without history, every probability differs by at most 1e-4."""
     models = {
         "here": ModelSettings(package=package_dir),
-        "there": through_triton(package_dir, triton, shared_requests=shared_requests),
+        "there": through_triton(package_dir, triton, by, shared_requests=shared_requests),
     }
     config = settings(redis_url, models=models, default_scene="here")
     with running(config, open_model) as client:
@@ -105,11 +116,13 @@ def test_a_killed_server_degrades_and_a_restarted_one_serves(
     assert recovers(client)["model_version"] == "v1"
 
 
-def test_a_full_queue_degrades(redis_url: str, package_dir: Path, triton: TritonServer) -> None:
+def test_a_full_queue_degrades(
+    redis_url: str, package_dir: Path, triton: TritonServer, by: str
+) -> None:
     """What exceeds the queue is ranked without the model at once, and counted by reason."""
     import concurrent.futures
 
-    model = through_triton(package_dir, triton, queue=1)
+    model = through_triton(package_dir, triton, by, queue=1)
     with (
         running(settings(redis_url, models={"home": model}), open_model) as client,
         concurrent.futures.ThreadPoolExecutor(8) as threads,
@@ -149,7 +162,7 @@ def test_a_gateway_waits_for_its_server_and_says_so(
         assert client.post("/v1/rank", json=request(2)).status_code == 503
         add(repository, package_dir)
 
-    model = through_triton(package_dir, server)
+    model = through_triton(package_dir, server, "http")
     try:
         config = settings(redis_url, models={"home": model})
         with running(config, open_model, while_loading=meanwhile) as client:
@@ -205,7 +218,7 @@ def test_a_model_that_is_not_the_packages_is_refused(
                 raise Refused
         raise AssertionError(problem)
 
-    config = settings(redis_url, models={"home": through_triton(package, triton)})
+    config = settings(redis_url, models={"home": through_triton(package, triton, "http")})
     with pytest.raises(Refused), running(config, open_model, while_loading=meanwhile):
         pass
 

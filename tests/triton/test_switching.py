@@ -26,14 +26,15 @@ TOKEN = "only operators"
 Configured = Callable[[Path], ModelSettings]
 
 
-@pytest.fixture(params=["inprocess", "triton"])
+@pytest.fixture(params=["inprocess", "triton", "triton-http"])
 def configured(request: pytest.FixtureRequest) -> Configured:
-    """Both backends keep the same promise."""
+    """Every backend, and way to it, keeps the same promise."""
     if request.param == "inprocess":
         return lambda package: ModelSettings(package=package, workers=2)
     server: TritonServer = request.getfixturevalue("triton")
+    http = (server.http,) if request.param == "triton-http" else ()
     return lambda package: ModelSettings(
-        package=package, backend="triton", triton=(server.address,)
+        package=package, backend="triton", triton=(server.address,), triton_http=http
     )
 
 
@@ -252,7 +253,9 @@ def break_down(backend: Any) -> None:
         backend._engine.run = lambda batch: Scores({"ctr": np.full(batch.candidates, np.nan)})
     else:
         for server in backend._servers:
-            server.form._template.outputs[0].name = "no such output"
+            model = server.config.model.model_copy(update={"tasks": ("no such output",)})
+            config = server.config.model_copy(update={"model": model})
+            server.calls._form = type(server.calls._form)(server.name, config, server._packed)
 
 
 def test_an_engine_that_lasts_is_kept(

@@ -11,7 +11,7 @@ from engine_build.runtime.packed import PACKED, packed_tensor
 from engine_build.runtime.tensors import request_tensors
 from model_def.config import PRESETS, PackageConfig
 from service.backends.shared_memory import Place
-from service.backends.triton_request import RequestForm, varint
+from service.backends.triton_grpc import GrpcForm, varint
 from tests.model_def.cases import SCHEMA
 
 CONFIG = PackageConfig(version="v", model=PRESETS["tiny"], features=SCHEMA)
@@ -24,7 +24,7 @@ sizes = st.tuples(st.integers(0, 12), st.integers(0, 5), st.integers(1, 2000))
 def test_the_bytes_are_the_message(packed: bool, size: tuple[int, int, int], left_s: float) -> None:
     """A server reads every tensor whole, in the order of its inputs, each with its shape."""
     batch = random_request(SCHEMA, np.random.default_rng(0), *size)
-    sent = RequestForm("model", CONFIG, packed=packed).request(batch, left_s, {})
+    sent = GrpcForm("model", CONFIG, packed).request(batch, left_s, {})
     read = pb.ModelInferRequest.FromString(sent)
     whole = {PACKED: packed_tensor(batch)}
     expected = whole if packed else {s.name: batch.arrays[s.name] for s in request_tensors(SCHEMA)}
@@ -39,7 +39,7 @@ def test_the_bytes_are_the_message(packed: bool, size: tuple[int, int, int], lef
 def test_what_lies_in_shared_memory_is_not_sent() -> None:
     """Of a tensor with a place the message tells where it is."""
     batch = random_request(SCHEMA, np.random.default_rng(0), 3, 2, 4)
-    form = RequestForm("model", CONFIG, packed=True)
+    form = GrpcForm("model", CONFIG, packed=True)
     read = pb.ModelInferRequest.FromString(form.request(batch, 1.0, {PACKED: Place("r", 64, 512)}))
     (tensor,) = read.inputs
     assert not read.raw_input_contents
