@@ -180,12 +180,10 @@ def recovers(world: World) -> bool:
     return False
 
 
-def table(
-    faults: list[Fault], load: Load, with_triton: bool = False, workers: int = 1
-) -> list[Row]:
+def table(faults: list[Fault], load: Load, triton_by: str = "", workers: int = 1) -> list[Row]:
     """A row a fault, printed as it comes."""
     rows = []
-    with world(with_triton, workers) as served:
+    with world(triton_by, workers) as served:
         suffer(served, Fault("warm", lambda w: None, lambda w: None, set()), Load(0, 0, 2))
         for fault in faults:
             rows.append(suffer(served, fault, load))

@@ -34,10 +34,10 @@ class World:
     """Everything that can be made to fail."""
 
     redis: RedisServer
-    redis_ways: list[ChaosProxy]
+    redis_ways: list[list[ChaosProxy]]
     triton: TritonServer | None
-    triton_ways: list[ChaosProxy]
-    """Two, as to two servers: a user's requests prefer one."""
+    triton_ways: list[list[ChaosProxy]]
+    """By server, both ports'. Two, as to two servers: a user's requests prefer one."""
     environment: dict[str, str]
     log: Path
     port: int = field(default_factory=free_port)
@@ -99,25 +99,28 @@ class World:
 
 
 @contextmanager
-def world(with_triton: bool, workers: int) -> Iterator[World]:
-    """Real servers, and a gateway of so many workers over them. Raises Unavailable without a Triton
-    server."""
+def world(triton_by: str, workers: int) -> Iterator[World]:
+    """Real servers, and a gateway of so many workers over them, which asks Triton by "grpc" or
+    "http", if at all. Raises Unavailable without a Triton server."""
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mtgr-")))
         redis = stack.enter_context(RedisServer(directory))
         asyncio.run(load(redis.url))
         redis_way = stack.enter_context(chaos(redis.port))
         model: dict[str, Any] = {"package": str(PACKAGE)}
-        triton, triton_ways = None, list[ChaosProxy]()
-        if with_triton:
+        triton, triton_ways = None, list[list[ChaosProxy]]()
+        if triton_by:
             home, repository = install(), directory / "repository"
             repository.mkdir()
             add_model(repository, PACKAGE, "onnx-cpu", ServingOptions())
             triton = stack.enter_context(TritonServer(home, repository))
-            port = int(triton.address.rpartition(":")[2])
-            triton_ways = [stack.enter_context(chaos(port)) for _ in range(2)]
-            addresses = [f"127.0.0.1:{way.port}" for way in triton_ways]
-            model |= {"backend": "triton", "triton": addresses}
+            ports = [int(at.rpartition(":")[2]) for at in (triton.address, triton.http)]
+            triton_ways = [[stack.enter_context(chaos(p)) for p in ports] for _ in range(2)]
+            grpc, http = (
+                [f"127.0.0.1:{w.port}" for w in ways] for ways in zip(*triton_ways, strict=True)
+            )
+            model |= {"backend": "triton", "triton": grpc}
+            model |= {"triton_http": http} if triton_by == "http" else {}
         environment = {
             "MTGR_MODELS": json.dumps({"home": model}),
             "MTGR_REDIS_URL": f"redis://127.0.0.1:{redis_way.port}",
@@ -126,7 +129,7 @@ def world(with_triton: bool, workers: int) -> Iterator[World]:
             "MTGR_WORKERS": str(workers),
             "OMP_NUM_THREADS": "1",
         }
-        served = World(redis, [redis_way], triton, triton_ways, environment, directory / "log")
+        served = World(redis, [[redis_way]], triton, triton_ways, environment, directory / "log")
         served.serve()
         stack.callback(
             lambda: served.process and (served.process.terminate(), served.process.wait())

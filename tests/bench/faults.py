@@ -7,6 +7,7 @@ import resource
 import signal
 import sys
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import grpc
@@ -25,7 +26,8 @@ REDIS = {
 }
 WRITES = {"503 dependency_failed"}
 TRITON = {
-    f"triton_{why}" for why in ("timeout", "unavailable", "error", "model_missing", "circuit_open")
+    f"triton_{why}"
+    for why in ("timeout", "unavailable", "error", "model_missing", "circuit_open", "queue_full")
 }
 ENGINE = {f"backend_{why}" for why in ("timeout", "error", "queue_full", "circuit_open")}
 BUSY = {"429 overloaded", "429 expired"}
@@ -36,8 +38,8 @@ def through(which: str, mode: Mode, reasons: set[str], one: bool = False) -> Fau
 
     def set_mode(mode: Mode) -> Act:
         def act(world: World) -> None:
-            ways: list[ChaosProxy] = getattr(world, f"{which}_ways")
-            for way in ways[: 1 if one else None]:
+            servers: list[list[ChaosProxy]] = getattr(world, f"{which}_ways")
+            for way in chain.from_iterable(servers[: 1 if one else None]):
                 way.mode = mode
 
         return act
@@ -154,7 +156,8 @@ PARTS: dict[str, tuple[list[Fault], dict[str, Any]]] = {
     "engine": (ENGINE_FAULTS, {}),
     "gateway": (GATEWAY_FAULTS, {}),
     "workers": (WORKER_FAULTS, {"workers": 2}),
-    "triton": (TRITON_FAULTS, {"with_triton": True}),
+    "triton": (TRITON_FAULTS, {"triton_by": "grpc"}),
+    "triton by http": (TRITON_FAULTS, {"triton_by": "http"}),
 }
 """Faults, and the world that they need."""
 
