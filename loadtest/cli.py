@@ -58,6 +58,7 @@ TRAFFIC = _flags(
     click.option("--connections", default=256, help="open at a time, at most"),
     click.option("--give-up-ms", default=5000.0, help="no answer so long after due: late"),
     click.option("--max-lag-ms", default=5.0, help="p99 of our own lag that spoils a run"),
+    click.option("--busy-wait", is_flag=True, help="wait awake: a core for an exact latency"),
     click.option("--most-requests", default=1_000_000, help="of one run or trial, at most"),
     *MIX,
 )
@@ -178,7 +179,8 @@ class _Bench:
         mix = Mix(**{f.name: flags[f.name] for f in fields(Mix)})
         self._traffic = Traffic(read_material(flags["material"]), mix, flags["seed"])
         self._goal = Goal(flags["p99_ms"], flags["unserved"], flags["failed"])
-        self._limits = Limits(flags["connections"], flags["give_up_ms"], flags["max_lag_ms"])
+        names = ("connections", "give_up_ms", "max_lag_ms", "busy_wait")
+        self._limits = Limits(*(flags[name] for name in names))
         self._headers = tuple(_header(text) for text in flags["headers"])
 
     def measure(self, stages: list[Stage], tool: Any) -> Run:

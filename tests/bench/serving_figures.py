@@ -18,8 +18,18 @@ GOAL_MS = 20.0
 
 
 def measure(url: str, out: Path, command: str, *arguments: str) -> Run:
-    """What `mtgr load COMMAND` writes of equal requests in MessagePack; prints a search's runs."""
-    shape = ["--json-rows=0", "--json-columns=0", "--bad=0", "--events=0", "--cold-users=0"]
+    """What `mtgr load COMMAND` writes of equal requests in MessagePack; prints a search's runs.
+
+    The generator waits awake: it is not what is measured.
+    """
+    shape = [
+        "--json-rows=0",
+        "--json-columns=0",
+        "--bad=0",
+        "--events=0",
+        "--cold-users=0",
+        "--busy-wait",
+    ]
     shape += [
         f"--candidates-max={CANDIDATES}",
         "--candidates-median=1000000",

@@ -49,6 +49,16 @@ def test_waiting_counts_from_the_intended_time(traffic: Traffic) -> None:
     assert np.median(latency[due < until - 1.1]) < 100
 
 
+def test_waiting_awake_is_not_counted_as_work(traffic: Traffic) -> None:
+    """A generator that waits in a loop keeps the schedule, and tells of its own work alone."""
+    plan = fixed(1.0, 30)
+    with serving(Behaviour()) as url:
+        measured = generate(url, traffic, plan, Limits(busy_wait=True, max_lag_ms=1000))
+    assert measured.samples.having(SERVED).sum() == len(plan.due_s)
+    assert measured.generator.cpu_share < 0.7
+    assert measured.generator.limited is None
+
+
 def test_connections_that_are_all_busy_delay_the_rest(traffic: Traffic) -> None:
     """One connection to a server of 50 ms serves one request at a time; the wait is counted."""
     plan = fixed(0.5, 40)
