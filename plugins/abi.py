@@ -2,7 +2,7 @@
 
 import ctypes
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 
 INT, LONG, FLOAT, POINTER = ctypes.c_int32, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 

@@ -79,6 +79,8 @@ class Library:
             )
         self._counters: dict[torch.device, Counters] = {}
         self.stage = stage_function(self._c)
+        self._replay = self._c.mtgr_replay
+        self._replay.argtypes = [POINTER, POINTER]
 
     def hstu_attention(
         self,
@@ -216,6 +218,14 @@ class Library:
         """
         with torch.cuda.device(where.device):
             self._check(getattr(self._c, name)(*arguments, POINTER(_stream(where))))
+
+    def replay(self, graph: int, stream: int) -> None:
+        """Run a captured graph (cudaGraphExec_t) on a stream (cudaStream_t), and wait for it.
+
+        PyTorch's own replay runs on the current stream: making one current, and back, is ten calls
+        of Python's. Raises KernelError if CUDA refuses.
+        """
+        self._check(self._replay(graph, stream))
 
     def _check(self, status: int) -> None:
         if status == 0:

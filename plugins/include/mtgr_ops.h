@@ -20,7 +20,7 @@ extern "C" {
 #define MTGR_API __attribute__((visibility("default")))
 
 /* Raised with every change of a signature or a struct below; the loaders compare it. */
-#define MTGR_ABI_VERSION 5
+#define MTGR_ABI_VERSION 6
 
 typedef enum { MTGR_FLOAT32 = 0, MTGR_FLOAT16 = 1, MTGR_BFLOAT16 = 2 } mtgr_dtype;
 
@@ -30,7 +30,8 @@ typedef enum {
   MTGR_CUDA_ERROR = 2        /* the driver refused a launch */
 } mtgr_status;
 
-typedef struct CUstream_st* mtgr_stream; /* cudaStream_t */
+typedef struct CUstream_st* mtgr_stream;   /* cudaStream_t */
+typedef struct CUgraphExec_st* mtgr_graph; /* cudaGraphExec_t */
 
 MTGR_API int mtgr_abi_version(void);
 
@@ -320,6 +321,9 @@ typedef struct {
  * of the batch. */
 MTGR_API int mtgr_stage(const mtgr_packed_array* arrays, int32_t count, const mtgr_packed* requests,
                         int32_t batch, const int32_t* capacity, void* bucket);
+
+/* Runs a captured graph on the stream, and returns once it has run. */
+MTGR_API int mtgr_replay(mtgr_graph graph, mtgr_stream stream);
 
 #ifdef __cplusplus
 }

@@ -14,6 +14,7 @@ import numpy as np
 
 from engine_build.runtime.engine import RunsPacked, Scores
 from engine_build.runtime.package import open_package
+from engine_build.runtime.staging import Staging
 from engine_build.triton.python_model import TritonPythonModel as Served
 from model_def.batch import PackedBatch
 
@@ -40,7 +41,7 @@ class TritonPythonModel(Served):
             if isinstance(self._engine, RunsPacked):
                 self._engine.run_packed = lambda requests: None  # type: ignore[method-assign]  # the same
         elif isinstance(self._engine, RunsPacked):
-            graph_moments()
+            Staging.__call__ = noted("staged", Staging.__call__)  # type: ignore[method-assign]  # watched
             self._engine.run_packed = noted("engine ends", self._engine.run_packed, "engine begins")
         self._engine.run = noted("engine ends", self._engine.run, "engine begins")  # type: ignore[method-assign]  # the same
 
@@ -63,16 +64,6 @@ class TritonPythonModel(Served):
     def finalize(self) -> None:
         """Triton unloads the model: write what was seen."""
         FILE.write_text("".join(json.dumps(line) + "\n" for line in self._lines))
-
-
-def graph_moments() -> None:
-    """Note when a batch is staged and when its graph is launched; the rest is waiting for it."""
-    import torch
-
-    from engine_build.runtime.staging import Staging
-
-    Staging.__call__ = noted("staged", Staging.__call__)  # type: ignore[method-assign]  # watched
-    torch.cuda.CUDAGraph.replay = noted("launched", torch.cuda.CUDAGraph.replay)  # type: ignore[method-assign]  # the same
 
 
 def noted(after: str, call: Callable[..., Any], before: str = "") -> Callable[..., Any]:
