@@ -62,7 +62,7 @@ class ServingOptions(Frozen):
         description="Triton rejects beyond queue-requests and queue-timeout-ms. It then prepares "
         "no batch ahead, and a request queued behind a run waits for the next one to come, or 500 "
         "ms (Triton 2.51 and later): bounded only for tensorrt unless asked for. The gateway "
-        "bounds what it sends either way, and Triton drops what is past its deadline",
+        "bounds what it sends either way; what is past its deadline a bounded queue alone drops",
     )
     queue_requests: int = Field(default=64, ge=1, description="queued requests at most")
     queue_timeout_ms: int = Field(

@@ -1,4 +1,10 @@
-"""How a Triton server is asked to score a request: one seam, by gRPC or by HTTP."""
+"""How a Triton server is asked to score a request: one seam, by gRPC or by HTTP.
+
+A request that its caller gives up stays the server's work. By HTTP Triton cannot be told to drop
+it; by gRPC it can, and has been seen to crash of it (2.51; triton-inference-server/server #7368,
+#8034), which takes every other request along. So it is left to end by itself, and counted: beyond
+so many nothing more is sent. A bounded queue of the server's drops it when its time is up.
+"""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -8,6 +14,10 @@ from service.backends.shared_memory import Shared
 
 Outputs = Mapping[str, bytes]
 """Values by output, float32 each."""
+
+
+GIVEN_UP_S = 60.0
+"""How much longer than its caller an answer is waited for."""
 
 
 class CallFailed(Exception):
@@ -23,11 +33,16 @@ class Calls(Protocol):
 
     async def infer(self, batch: PackedBatch, left_s: float, places: Shared) -> Outputs:
         """The model's outputs for a request that has `left_s` seconds left in the server's queue;
-        the tensors that have places lie there. The caller gives up by cancelling. Raises
-        CallFailed."""
+        the tensors that have places lie there. Who gives up cancels the wait, not the request.
+        Raises CallFailed."""
 
     def close(self) -> None:
         """End the connections."""
+
+
+def too_many(given_up: int) -> CallFailed:
+    """What a further request gets."""
+    return CallFailed("queue_full", f"the server still has {given_up} that were given up")
 
 
 def reason_of(detail: str) -> str | None:

@@ -13,7 +13,7 @@ from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from model_def.batch import PackedBatch
 from model_def.config import PackageConfig
 from service.backends.shared_memory import SharedSlots, Slot
-from service.backends.triton_calls import CallFailed, Calls, Outputs
+from service.backends.triton_calls import GIVEN_UP_S, CallFailed, Calls, Outputs
 from service.backends.triton_grpc import GrpcCalls, GrpcForm, channel
 from service.backends.triton_http import HttpCalls, HttpForm
 from service.breaker import Breaker
@@ -25,9 +25,6 @@ log = logging.getLogger("mtgr")
 
 CONTROL_S = 5.0
 """Longest wait for an answer that needs no engine, seconds."""
-
-ABANDONED_S = 60.0
-"""How much longer than its caller a request in shared memory is waited for."""
 
 
 class Endpoint:
@@ -61,7 +58,7 @@ class Endpoint:
     def _new_calls(self) -> Calls:
         form = self.name, self.config, self._packed
         if self._http is None:
-            return GrpcCalls(self._channel, GrpcForm(*form))
+            return GrpcCalls(self._channel, GrpcForm(*form), self._queue)
         return HttpCalls(self._http, HttpForm(*form), self._queue)
 
     def send_packed(self, packed: bool) -> None:
@@ -76,7 +73,6 @@ class Endpoint:
         reason of CallFailed, or invalid_scores."""
         slot = None
         try:
-            # gRPC's own clock tells of the end up to 7 ms after it, the event loop's within 2.
             with deadline.bound("triton"):
                 slot = self._slots.put(batch) if self._slots and self.shares_memory else None
                 if slot is None:
@@ -97,7 +93,7 @@ class Endpoint:
 
         async def infer() -> Outputs:
             try:
-                async with asyncio.timeout(left_s + ABANDONED_S):
+                async with asyncio.timeout(left_s + GIVEN_UP_S):
                     outputs = await self.calls.infer(batch, left_s, slot.places(batch))
             except TimeoutError:
                 log.error("%s: never answered; its slot may still be read: lost", self.address)

@@ -4,8 +4,10 @@ A message that follows another on the wire is merged with it (protobuf's encodin
 Wins"), so the tensors' bytes are joined to it as they lie: protobuf would copy them twice more.
 """
 
+import asyncio
 import os
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import grpc
@@ -17,7 +19,7 @@ from engine_build.runtime.tensors import request_tensors
 from model_def.batch import PackedBatch
 from model_def.config import PackageConfig
 from service.backends.shared_memory import Shared
-from service.backends.triton_calls import CallFailed, Outputs, reason_of
+from service.backends.triton_calls import GIVEN_UP_S, CallFailed, Outputs, reason_of, too_many
 from service.tracing import call_metadata
 
 CHANNEL = [
@@ -56,10 +58,14 @@ def channel(address: str) -> grpc.aio.Channel:
 
 
 class GrpcCalls:
-    """Requests of `form` on a channel, which is its owner's to close."""
+    """Requests of `form` on a channel, which is its owner's to close.
 
-    def __init__(self, channel: grpc.aio.Channel, form: "GrpcForm"):
-        self._form = form
+    With `most_given_up` requests there that nobody waits for any more, more are refused.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel, form: "GrpcForm", most_given_up: int):
+        self._form, self._most_given_up = form, most_given_up
+        self._given_up = 0
         # Requests come in bytes, as the form makes them.
         self._infer: Any = channel.unary_unary(
             INFER, response_deserializer=pb.ModelInferResponse.FromString
@@ -67,14 +73,20 @@ class GrpcCalls:
 
     async def infer(self, batch: PackedBatch, left_s: float, places: Shared) -> Outputs:
         """As of Calls."""
+        if self._given_up >= self._most_given_up:
+            raise too_many(self._given_up)
         request = self._form.request(batch, left_s, places)
+        call = self._infer(request, timeout=left_s + GIVEN_UP_S, metadata=call_metadata())
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        call.add_done_callback(partial(_tell, ended))
         try:
-            answer = await self._infer(
-                request,
-                # What lies in shared memory is waited for: the server may be reading it.
-                timeout=None if places else left_s,
-                metadata=call_metadata(),
-            )
+            await ended  # to be cancelled while waiting for the call itself would cancel it
+        except asyncio.CancelledError:
+            self._given_up += 1
+            call.add_done_callback(self._forget)
+            raise
+        try:
+            answer = await call
         except grpc.aio.AioRpcError as error:
             raise failure(error) from error
         return {
@@ -82,8 +94,16 @@ class GrpcCalls:
             for output, content in zip(answer.outputs, answer.raw_output_contents, strict=True)
         }
 
+    def _forget(self, ended: object) -> None:
+        self._given_up -= 1
+
     def close(self) -> None:
         """Nothing: the channel is its owner's."""
+
+
+def _tell(waiting: asyncio.Future[None], ended: object) -> None:
+    if not waiting.done():
+        waiting.set_result(None)
 
 
 def failure(error: grpc.aio.AioRpcError) -> CallFailed:

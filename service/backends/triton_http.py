@@ -3,9 +3,6 @@
 A call takes half as long as by gRPC (docs/measurements.md): no thread but the loop's is woken for
 it here, and fewer in the server. Tensors travel as they lie, behind a head of JSON. Sources: KServe
 open inference protocol, version 2; Triton's extension "binary tensor data".
-
-By HTTP Triton cannot be told to drop a request, as it can by gRPC: what was given up is still its
-work. So it is counted, and waited for; beyond so much of it nothing more is sent.
 """
 
 import asyncio
@@ -21,13 +18,10 @@ from engine_build.runtime.tensors import request_tensors
 from model_def.batch import PackedBatch
 from model_def.config import PackageConfig
 from service.backends.shared_memory import Place, Shared
-from service.backends.triton_calls import CallFailed, Outputs, reason_of
+from service.backends.triton_calls import GIVEN_UP_S, CallFailed, Outputs, reason_of, too_many
 from service.tracing import call_metadata
 
 REASONS = {400: "rejected", 404: "model_missing", 503: "unavailable"}
-GIVEN_UP_S = 60.0
-"""How much longer than its caller an answer is waited for; then the connection is closed."""
-
 HEAD_LENGTH = b"inference-header-content-length"
 """Header that says where the JSON ends and the tensors begin."""
 
@@ -131,7 +125,7 @@ class HttpCalls:
     async def infer(self, batch: PackedBatch, left_s: float, places: Shared) -> Outputs:
         """As of Calls."""
         if len(self.given_up) >= self._most_given_up:
-            raise CallFailed("queue_full", f"{len(self.given_up)} requests were given up")
+            raise too_many(len(self.given_up))
         body = self._form.request(batch, left_s, places)
         more = "".join(f"{name}: {value}\r\n" for name, value in call_metadata())
         head = (
