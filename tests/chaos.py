@@ -82,6 +82,8 @@ class ChaosProxy:
         self.mode: Mode = "pass"
         self._target, self._delay_s = port, delay_s
         self.port = 0
+        self.stalled: set[asyncio.StreamReader] = set()
+        self._open: set[asyncio.StreamReader] = set()
         self._loop = asyncio.new_event_loop()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -90,7 +92,13 @@ class ChaosProxy:
         except OSError:
             writer.transport.abort()
             return
+        self._open |= {reader, there}
         await asyncio.gather(self._pump(reader, back, writer), self._pump(there, writer, back))
+
+    def stall(self) -> None:
+        """Nothing passes on the connections that are open now, not even their end; new ones are
+        well."""
+        self.stalled |= self._open
 
     async def _pump(
         self,
@@ -99,17 +107,25 @@ class ChaosProxy:
         other: asyncio.StreamWriter,
     ) -> None:
         answers = other.get_extra_info("peername")[1] == self._target
-        with suppress(OSError):
+        try:
             while data := await reader.read(1 << 16):
                 if self.mode == "slow" and answers:
                     await asyncio.sleep(self._delay_s)
-                while self.mode == "hold":
+                while self.mode == "hold" or reader in self.stalled:
                     await asyncio.sleep(0.01)
                 if self.mode == "reset":
                     break
                 writer.write(os.urandom(len(data)) if self.mode == "garbage" and answers else data)
                 await writer.drain()
-        for end in (writer, other):
+            while reader in self.stalled:
+                await asyncio.sleep(0.01)
+        except OSError:
+            pass
+        finally:
+            self._end(writer, other)
+
+    def _end(self, *ends: asyncio.StreamWriter) -> None:
+        for end in ends:
             if self.mode == "reset":
                 with suppress(OSError, AttributeError):  # closed already
                     end.get_extra_info("socket").setsockopt(

@@ -149,6 +149,7 @@ class TritonBackend:
                 if str(problem) != last:
                     last = str(problem)
                     log.error("%s", last)
+                await server.reconnect()
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, LAST_RETRY_S)
             else:

@@ -47,13 +47,21 @@ class Endpoint:
     ):
         self.address, self.name, self.config, self.breaker = address, name, config, breaker
         self._http, self._queue = http, queue
-        self._channel = channel(address)
-        self.stub: Any = GRPCInferenceServiceStub(self._channel)
         self._packed = False
-        self.calls = self._new_calls()
+        self._connect()
         self._slots = slots
         self.shares_memory = False
         """Whether the server has mapped our slots; it does not where it is on another host."""
+
+    def _connect(self) -> None:
+        self._channel = channel(self.address)
+        self.stub: Any = GRPCInferenceServiceStub(self._channel)
+        self.calls = self._new_calls()
+
+    async def reconnect(self) -> None:
+        """Leave the connections, one of which may hang for as long as TCP lets it."""
+        await self.close()
+        self._connect()
 
     def _new_calls(self) -> Calls:
         form = self.name, self.config, self._packed

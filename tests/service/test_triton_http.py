@@ -87,6 +87,7 @@ class Server:
     def __init__(self, *answers: bytes | None):
         self.answers = [*answers]
         self.heads: list[bytes] = []
+        self.tasks: list[Any] = []
         self.connections = 0
         self.may_answer = asyncio.Event()
         self.may_answer.set()
@@ -94,6 +95,7 @@ class Server:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection."""
         self.connections += 1
+        self.tasks.append(asyncio.current_task())
         try:
             while head := await reader.readuntil(b"\r\n\r\n"):
                 length = head.lower().split(b"\r\ncontent-length: ")[1].split(b"\r\n")[0]
@@ -106,7 +108,8 @@ class Server:
                 writer.write(reply)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
-        writer.close()
+        finally:
+            writer.close()
 
 
 def asked(server: Server, use: Callable[[HttpCalls], Awaitable[Any]], most: int = 8) -> Any:
@@ -121,6 +124,9 @@ def asked(server: Server, use: Callable[[HttpCalls], Awaitable[Any]], most: int 
         finally:
             calls.close()
             listening.close()
+            for task in server.tasks:
+                task.cancel()
+            await asyncio.gather(*server.tasks, return_exceptions=True)
 
     return asyncio.run(asyncio.wait_for(run(), PATIENT_S))
 
@@ -194,6 +200,23 @@ def test_an_answer_that_nobody_waits_for_is_nobodys() -> None:
 
     assert asked(server, use, most=1) == {"ctr": b"next"}
     assert server.connections == 1
+
+
+def test_a_connection_that_hangs_holds_up_its_own_request_alone() -> None:
+    """The next one is sent on another."""
+    server = Server(answer(b"next"))
+
+    async def use(calls: HttpCalls) -> Any:
+        server.may_answer.clear()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await infer(calls)
+        server.may_answer = asyncio.Event()
+        server.may_answer.set()  # for new connections
+        return await infer(calls)
+
+    assert asked(server, use) == {"ctr": b"next"}
+    assert server.connections == 2
 
 
 @pytest.mark.parametrize(
