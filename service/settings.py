@@ -4,10 +4,11 @@ Every description carries its unit. What is unknown or contradicts itself is ref
 server starts.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from model_def.config import ScoreFormula
@@ -16,6 +17,17 @@ from model_def.schema import Frozen
 PREFIX = "MTGR_"
 
 SceneName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$", max_length=64)]
+
+
+def _address(text: str) -> str:
+    if re.fullmatch(r"([^\s:/]+|\[[0-9a-fA-F:]+\]):[0-9]{1,5}", text) is None:
+        raise ValueError(f"{text!r}: expected host:port, as in triton:8001")
+    return text
+
+
+Address = Annotated[str, AfterValidator(_address)]
+"""host:port; an IPv6 address in brackets."""
+
 Rung = Literal["recall_score", "popularity"]
 
 
@@ -28,10 +40,10 @@ class ModelSettings(Frozen):
     threads: int = Field(default=1, ge=1, description="inprocess: threads for one batch")
     workers: int = Field(default=1, ge=1, description="inprocess: batches run at a time")
     queue: int = Field(default=64, ge=1, description="batches run or waiting at most")
-    triton: tuple[str, ...] = Field(
+    triton: tuple[Address, ...] = Field(
         default=(), description="triton: host:port of each server's gRPC; a user stays with one"
     )
-    triton_http: tuple[str, ...] = Field(
+    triton_http: tuple[Address, ...] = Field(
         default=(), description="host:port of the same servers' HTTP: requests go there, and faster"
     )
     shared_requests: int = Field(

@@ -16,6 +16,12 @@ ONE = {"models": {"home": {"package": "somewhere"}}}
 TWO: dict[str, Any] = {"models": {"a": {"package": "x"}, "b": {"package": "y"}}}
 
 
+def through_triton(addresses: list[str], http: list[str] | None = None) -> dict[str, Any]:
+    """A model at these servers."""
+    model = {"package": "x", "backend": "triton", "triton": addresses, "triton_http": http or []}
+    return {"models": {"home": model}}
+
+
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting of the machine's own."""
@@ -61,6 +67,11 @@ def test_models_are_json_in_flags_too() -> None:
         (ONE | {"default_scene": "feed"}, "default_scene: not one of"),
         (ONE | {"scenes": {"feed": {"model": "home", "fallback": ["luck"]}}}, "fallback.0"),
         (TWO, "default_scene: needed"),
+        (
+            through_triton(["http://a:8001"]),
+            "triton.0: Value error, 'http://a:8001': expected host",
+        ),
+        (through_triton(["a:8001", "b:8001"], ["a:8000"]), "triton_http: one for each of triton"),
         (ONE | {"redis_url": "http://x"}, "redis_url: expected redis://"),
         (ONE | {"redis_url": "redis://x", "redis_dir": "d"}, "exclude each other"),
         (ONE | {"default_deadline_ms": 90_000}, "default_deadline_ms exceeds"),
