@@ -114,13 +114,14 @@ class HttpCalls:
         self._host, self._port = host.strip("[]"), int(port)
         self._common = (
             f"POST {form.path} HTTP/1.1\r\nhost: {address}\r\n"
-            "content-type: application/octet-stream\r\n"
+            f"content-type: application/octet-stream\r\n{HEAD_LENGTH.decode()}: "
         )
         self.idle: list[_Connection] = []
         """Connections that wait for nothing, the last used last: that is warm."""
         self.open: set[_Connection] = set()
         self.given_up: dict[_Connection, asyncio.TimerHandle] = {}
         """Connections whose answer nobody waits for, and when they are closed."""
+        self._closed = False
 
     async def infer(self, batch: PackedBatch, left_s: float, places: Shared) -> Outputs:
         """As of Calls."""
@@ -129,14 +130,17 @@ class HttpCalls:
         body = self._form.request(batch, left_s, places)
         more = "".join(f"{name}: {value}\r\n" for name, value in call_metadata())
         head = (
-            f"{self._common}{HEAD_LENGTH.decode()}: {len(body.head)}\r\n"
+            f"{self._common}{len(body.head)}\r\n"
             f"content-length: {len(body.head) + body.size}\r\n{more}\r\n"
         )
         reply = await self._ask(b"".join([head.encode(), body.head, *body.tensors]))
         try:
-            return reply.outputs() if reply.status == 200 else reply.fail()
+            if reply.status == 200:
+                return reply.outputs()
+            failure = reply.failure()
         except (msgspec.DecodeError, ValueError) as error:
-            raise CallFailed("error", f"HTTP {reply.status}, not as agreed: {error}") from error
+            failure = CallFailed("error", f"HTTP {reply.status}, not as agreed: {error}")
+        raise failure
 
     async def _ask(self, message: bytes) -> "_Reply":
         while self.idle:
@@ -144,6 +148,8 @@ class HttpCalls:
                 return await self.idle.pop().ask(message)
             except ConnectionError:
                 continue  # the server ended it while it was idle, or has gone: a new one will tell
+        if self._closed:
+            raise CallFailed("unavailable", "closed")
         try:
             _, connection = await asyncio.get_running_loop().create_connection(
                 lambda: _Connection(self), self._host, self._port
@@ -154,6 +160,7 @@ class HttpCalls:
 
     def close(self) -> None:
         """As of Calls."""
+        self._closed = True
         for connection in [*self.open]:
             connection.close()
 
@@ -175,11 +182,11 @@ class _Reply(NamedTuple):
             raise ValueError(f"{len(self.body)} bytes, {start} told of")
         return outputs
 
-    def fail(self) -> Outputs:
-        """Raises CallFailed, the reason by Triton's status and words."""
+    def failure(self) -> CallFailed:
+        """Of another status than 200, the reason by it and by Triton's words."""
         detail = _problem.decode(self.body).error
         reason = reason_of(detail) or REASONS.get(self.status, "error")
-        raise CallFailed(reason, f"HTTP {self.status}: {detail}")
+        return CallFailed(reason, f"HTTP {self.status}: {detail}")
 
 
 class _Connection(asyncio.Protocol):

@@ -259,6 +259,24 @@ def test_a_connection_that_gives_no_answer_is_unavailable(reply: bytes | None) -
     assert failed(reply).reason == "unavailable"
 
 
+def test_calls_that_are_closed_begin_nothing() -> None:
+    """What is under way fails as unavailable, though a connection that ends is asked anew else."""
+    server = Server(answer(b"1234"), answer(b"5678"))
+
+    async def use(calls: HttpCalls) -> None:
+        await infer(calls)
+        server.may_answer.clear()
+        asking = asyncio.create_task(infer(calls))
+        while len(server.heads) < 2:
+            await asyncio.sleep(0)
+        calls.close()
+        with pytest.raises(CallFailed, match="unavailable"):
+            await asking
+
+    asked(server, use)
+    assert server.connections == 1
+
+
 def test_a_connection_that_is_to_end_is_not_used_again() -> None:
     """The server said so in its answer."""
     closing = answer(b"1234").replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1)
