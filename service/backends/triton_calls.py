@@ -6,15 +6,17 @@ it; by gRPC it can, and has been seen to crash of it (2.51; triton-inference-ser
 so many nothing more is sent. A bounded queue of the server's drops it when its time is up.
 """
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
 
+from engine_build.runtime.packed import HEAD_BYTES, PACKED, packed_head
 from model_def.batch import PackedBatch
 from service.backends.shared_memory import Shared
 
 Outputs = Mapping[str, bytes]
 """Values by output, float32 each."""
 
+Buffer = bytes | memoryview
 
 GIVEN_UP_S = 60.0
 """How much longer than its caller an answer is waited for."""
@@ -38,6 +40,23 @@ class Calls(Protocol):
 
     def close(self) -> None:
         """End the connections."""
+
+
+class Content(NamedTuple):
+    """What a tensor of a request holds, as it lies."""
+
+    buffers: Sequence[Buffer]
+    elements: int
+    nbytes: int
+
+    @classmethod
+    def of(cls, batch: PackedBatch, name: str) -> "Content":
+        """The batch's array of a name, or all of them as PACKED."""
+        if name == PACKED:
+            nbytes = HEAD_BYTES + batch.payload_bytes
+            return cls((packed_head(batch), batch.buffer.data), nbytes, nbytes)
+        array = batch.arrays[name]
+        return cls((array.data,), len(array), array.nbytes)
 
 
 def too_many(given_up: int) -> CallFailed:

@@ -14,12 +14,20 @@ import grpc
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.utils import np_to_triton_dtype
 
-from engine_build.runtime.packed import HEAD_BYTES, PACKED, packed_head
+from engine_build.runtime.packed import PACKED
 from engine_build.runtime.tensors import request_tensors
 from model_def.batch import PackedBatch
 from model_def.config import PackageConfig
 from service.backends.shared_memory import Shared
-from service.backends.triton_calls import GIVEN_UP_S, CallFailed, Outputs, reason_of, too_many
+from service.backends.triton_calls import (
+    GIVEN_UP_S,
+    Buffer,
+    CallFailed,
+    Content,
+    Outputs,
+    reason_of,
+    too_many,
+)
 from service.tracing import call_metadata
 
 CHANNEL = [
@@ -45,8 +53,6 @@ REASONS = {
     grpc.StatusCode.UNAVAILABLE: "unavailable",
     grpc.StatusCode.INVALID_ARGUMENT: "rejected",
 }
-
-Buffer = bytes | memoryview
 
 RAW_INPUT = bytes([pb.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER << 3 | 2])
 """What introduces an element of `raw_input_contents`: its field, and that its length follows."""
@@ -139,15 +145,10 @@ class GrpcForm:
         for tensor in request.inputs:
             name = tensor.name
             place = places.get(name)
-            if name == PACKED:
-                values: list[Buffer] = [packed_head(batch), batch.buffer.data]
-                count = size = HEAD_BYTES + batch.payload_bytes
-            else:
-                array = batch.arrays[name]
-                values, count, size = [array.data], len(array), array.nbytes
+            buffers, count, size = Content.of(batch, name)
             tensor.shape.extend((1, count))
             if place is None:
-                contents += [RAW_INPUT, varint(size), *values]
+                contents += [RAW_INPUT, varint(size), *buffers]
                 continue
             parameters = tensor.parameters
             parameters["shared_memory_region"].string_param = place.region

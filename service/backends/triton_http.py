@@ -13,19 +13,25 @@ import httptools
 import msgspec
 from tritonclient.utils import np_to_triton_dtype
 
-from engine_build.runtime.packed import HEAD_BYTES, PACKED, packed_head
+from engine_build.runtime.packed import PACKED
 from engine_build.runtime.tensors import request_tensors
 from model_def.batch import PackedBatch
 from model_def.config import PackageConfig
 from service.backends.shared_memory import Place, Shared
-from service.backends.triton_calls import GIVEN_UP_S, CallFailed, Outputs, reason_of, too_many
+from service.backends.triton_calls import (
+    GIVEN_UP_S,
+    Buffer,
+    CallFailed,
+    Content,
+    Outputs,
+    reason_of,
+    too_many,
+)
 from service.tracing import call_metadata
 
 REASONS = {400: "rejected", 404: "model_missing", 503: "unavailable"}
 HEAD_LENGTH = b"inference-header-content-length"
 """Header that says where the JSON ends and the tensors begin."""
-
-Buffer = bytes | memoryview
 
 
 class _Lengths(msgspec.Struct):
@@ -74,15 +80,10 @@ class HttpForm:
         tensors: list[Buffer] = []
         size = 0
         for name, datatype in self._inputs:
-            if name == PACKED:
-                values: list[Buffer] = [packed_head(batch), batch.buffer.data]
-                count = nbytes = HEAD_BYTES + batch.payload_bytes
-            else:
-                array = batch.arrays[name]
-                values, count, nbytes = [array.data], len(array), array.nbytes
+            buffers, count, nbytes = Content.of(batch, name)
             place = places.get(name)
             if place is None:
-                tensors += values
+                tensors += buffers
                 size += nbytes
             parameters = {"binary_data_size": nbytes} if place is None else _told(place)
             inputs.append(
