@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import grpc
@@ -25,6 +26,8 @@ from tests.model_def import cases
 from tests.triton.packages import add, retrained
 from tests.triton.server import TritonServer
 
+PATIENT_S = 30.0
+
 
 def message(model: str, tensors: dict[str, Any]) -> service_pb2.ModelInferRequest:
     """A request with these 1-D tensors."""
@@ -42,16 +45,32 @@ def tensors_of(golden: Golden) -> dict[str, Any]:
 
 async def together(
     address: str, model: str, requests: Sequence[service_pb2.ModelInferRequest]
-) -> tuple[list[Any], Any]:
-    """The model loaded, and all requests sent at once: their outcomes, and its statistics."""
+) -> list[Any]:
+    """The outcomes of requests that are sent at once, after the model was loaded."""
     async with grpc.aio.insecure_channel(address) as channel:
         stub = GRPCInferenceServiceStub(channel)
         await stub.RepositoryModelLoad(service_pb2.RepositoryModelLoadRequest(model_name=model))
-        outcomes = await asyncio.gather(
+        return await asyncio.gather(
             *(stub.ModelInfer(request) for request in requests), return_exceptions=True
         )
-        statistics = await stub.ModelStatistics(service_pb2.ModelStatisticsRequest(name=model))
-        return outcomes, statistics.model_stats[0]
+
+
+def batch_sizes(address: str, model: str, requests: int) -> set[int]:
+    """How many requests the model's runs had, once the runs of so many are counted.
+
+    Triton counts a run after it has sent the answers.
+    """
+    end = monotonic() + PATIENT_S
+    with grpc.insecure_channel(address) as channel:
+        stub = GRPCInferenceServiceStub(channel)
+        while monotonic() < end:
+            answer = stub.ModelStatistics(service_pb2.ModelStatisticsRequest(name=model))
+            runs = {
+                run.batch_size: run.compute_infer.count for run in answer.model_stats[0].batch_stats
+            }
+            if sum(size * count for size, count in runs.items()) >= requests:
+                return set(runs)
+    raise AssertionError(f"of {requests} requests, only the runs of these are counted: {runs}")
 
 
 def check(answer: Any, golden: Golden) -> None:
@@ -84,10 +103,10 @@ def test_the_tensorrt_configuration_batches_ragged_requests(
 
     requests = [golden for _ in range(4) for golden in opened.golden]
     messages = [message(name, tensors_of(golden)) for golden in requests]
-    answers, statistics = asyncio.run(together(triton.address, name, messages))
+    answers = asyncio.run(together(triton.address, name, messages))
     for answer, golden in zip(answers, requests, strict=True):
         check(answer, golden)
-    assert 4 in {batch.batch_size for batch in statistics.batch_stats}
+    assert 4 in batch_sizes(triton.address, name, len(messages))
 
 
 def test_one_bad_request_fails_alone(
@@ -107,7 +126,7 @@ def test_one_bad_request_fails_alone(
             many[spec.name] = np.tile(many[spec.name], 2)
     cut = {PACKED: packed_tensor(golden[0].request)[:-1]}
     bad = [message(name, short), message(name, many), message(name, cut)]
-    outcomes, _ = asyncio.run(together(triton.address, name, good + bad))
+    outcomes = asyncio.run(together(triton.address, name, good + bad))
     for answer, item in zip(outcomes, golden[:3], strict=False):
         check(answer, item)
     details = [error.details() for error in outcomes[3:]]
@@ -130,11 +149,11 @@ def test_requests_are_run_as_they_came(
     golden = open_package(package).golden
     fits = [item for item in golden if item.request.candidates <= 100][:3]
     whole = [message(name, {PACKED: packed_tensor(item.request)}) for item in fits]
-    answers, statistics = asyncio.run(together(triton.address, name, whole))
+    answers = asyncio.run(together(triton.address, name, whole))
     for answer, item in zip(answers, fits, strict=True):
         turned = {task: 1 - values for task, values in item.scores.items()}
         check(answer, dataclasses.replace(item, scores=turned))
-    assert len(fits) in {batch.batch_size for batch in statistics.batch_stats}
+    assert len(fits) in batch_sizes(triton.address, name, len(whole))
 
     many = random_request(cases.SCHEMA, np.random.default_rng(0), 3, 2, 101)
     cut, short = packed_tensor(golden[0].request)[:-1], np.zeros(3, np.uint8)
@@ -144,7 +163,7 @@ def test_requests_are_run_as_they_came(
         (short, "packed: expected a 1-D tensor of uint8"),
     ):
         mixed = [whole[0], message(name, {PACKED: bad})]
-        (answer, error), _ = asyncio.run(together(triton.address, name, mixed))
+        answer, error = asyncio.run(together(triton.address, name, mixed))
         assert problem in error.details()
         check(answer, fits[0])
 
@@ -186,7 +205,7 @@ def test_a_broken_model_leaves_the_others_serving(
     assert cause[damage] in (failed.value.details() or "")
     healthy = "cases-v1-onnx-cpu"
     golden = open_package(package_dir).golden[1]
-    answers, _ = asyncio.run(
+    (answer,) = asyncio.run(
         together(triton.address, healthy, [message(healthy, tensors_of(golden))])
     )
-    check(answers[0], golden)
+    check(answer, golden)
