@@ -93,8 +93,9 @@ EXPOSE 8000 8001 8002
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=5s --timeout=3s --start-period=120s --retries=3 \
   CMD ["curl", "--fail", "--silent", "http://127.0.0.1:8000/v2/health/ready"]
-# Models are loaded when a gateway asks for them. One that cannot be leaves the others alone.
+# As the launch command of `mtgr repository` (SERVER_FLAGS), which says why.
 ENTRYPOINT ["tritonserver", "--model-control-mode=explicit", "--exit-on-error=false", \
+            "--grpc-http2-max-ping-strikes=0", \
             "--backend-config=tensorrt,plugins=/opt/mtgr/lib/libmtgr_tensorrt.so"]
 CMD ["--model-repository=/models"]
 

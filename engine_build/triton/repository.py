@@ -107,6 +107,17 @@ PLAN = "model.plan"
 """The TensorRT engine's file, in the package and where Triton looks for it."""
 
 
+SERVER_FLAGS = (
+    # Models are loaded when a gateway asks for them.
+    "--model-control-mode=explicit",
+    # A model that cannot be loaded must not take down those that serve.
+    "--exit-on-error=false",
+    # A gateway's pings during a load of minutes are no attack.
+    "--grpc-http2-max-ping-strikes=0",
+)
+"""Of every server, also in the image of the Dockerfile."""
+
+
 def launch_command(
     repository: Path,
     models: Sequence[str],
@@ -127,10 +138,8 @@ def launch_command(
     arguments = [
         server,
         f"--model-repository={repository}",
-        "--model-control-mode=explicit",
+        *SERVER_FLAGS,
         *(f"--load-model={model}" for model in models),
-        # A model that cannot be loaded must not take down those that serve.
-        "--exit-on-error=false",
         f"--grpc-port={grpc_port}",
         f"--http-port={http_port}",
     ]

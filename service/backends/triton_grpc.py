@@ -41,6 +41,13 @@ CHANNEL = [
     ("grpc.max_send_message_length", -1),
 ]
 
+PINGS = [
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
+]
+"""TCP tells nobody that the other end has gone without a word; a ping that is not answered does."""
+
 os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_client,-event_engine_listener")
 # gRPC 1.85's event engine reads an answer in a thread of a pool, which wakes the one that wakes the
 # event loop: a call is ten changes of threads in place of six, and takes a tenth more CPU.
@@ -60,7 +67,7 @@ RAW_INPUT = bytes([pb.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER << 3 | 2
 
 def channel(address: str) -> grpc.aio.Channel:
     """A channel to `host:port` that is found again soon after its server was gone."""
-    return grpc.aio.insecure_channel(address, options=CHANNEL)
+    return grpc.aio.insecure_channel(address, options=CHANNEL + PINGS)
 
 
 class GrpcCalls:

@@ -1,15 +1,13 @@
-"""A Triton server asked by HTTP/1.1, over connections of this event loop's own.
+"""A Triton server asked by HTTP/1.1.
 
 A call takes half as long as by gRPC (docs/measurements.md): no thread but the loop's is woken for
 it here, and fewer in the server. Tensors travel as they lie, behind a head of JSON. Sources: KServe
 open inference protocol, version 2; Triton's extension "binary tensor data".
 """
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import httptools
 import msgspec
 from tritonclient.utils import np_to_triton_dtype
 
@@ -17,9 +15,9 @@ from engine_build.runtime.packed import PACKED
 from engine_build.runtime.tensors import request_tensors
 from model_def.batch import PackedBatch
 from model_def.config import PackageConfig
+from service.backends.http_connections import Connections, Reply
 from service.backends.shared_memory import Place, Shared
 from service.backends.triton_calls import (
-    GIVEN_UP_S,
     Buffer,
     CallFailed,
     Content,
@@ -104,163 +102,62 @@ def _told(place: Place) -> dict[str, Any]:
 
 
 class HttpCalls:
-    """Requests of `form` to `host:port`, one at a time on each of as many connections as needed.
+    """Requests of `form` to `host:port`.
 
     With `most_given_up` requests there that nobody waits for any more, more are refused.
     """
 
     def __init__(self, address: str, form: HttpForm, most_given_up: int):
         self._form, self._most_given_up = form, most_given_up
-        host, _, port = address.rpartition(":")
-        self._host, self._port = host.strip("[]"), int(port)
         self._common = (
             f"POST {form.path} HTTP/1.1\r\nhost: {address}\r\n"
             f"content-type: application/octet-stream\r\n{HEAD_LENGTH.decode()}: "
         )
-        self.idle: list[_Connection] = []
-        """Connections that wait for nothing, the last used last: that is warm."""
-        self.open: set[_Connection] = set()
-        self.given_up: dict[_Connection, asyncio.TimerHandle] = {}
-        """Connections whose answer nobody waits for, and when they are closed."""
-        self._closed = False
+        self.connections = Connections(address)
 
     async def infer(self, batch: PackedBatch, left_s: float, places: Shared) -> Outputs:
         """As of Calls."""
-        if len(self.given_up) >= self._most_given_up:
-            raise too_many(len(self.given_up))
+        given_up = len(self.connections.given_up)
+        if given_up >= self._most_given_up:
+            raise too_many(given_up)
         body = self._form.request(batch, left_s, places)
         more = "".join(f"{name}: {value}\r\n" for name, value in call_metadata())
         head = (
             f"{self._common}{len(body.head)}\r\n"
             f"content-length: {len(body.head) + body.size}\r\n{more}\r\n"
         )
-        reply = await self._ask(b"".join([head.encode(), body.head, *body.tensors]))
+        try:
+            reply = await self.connections.ask(b"".join([head.encode(), body.head, *body.tensors]))
+        except OSError as error:
+            raise CallFailed("unavailable", str(error)) from error
         try:
             if reply.status == 200:
-                return reply.outputs()
-            failure = reply.failure()
+                return _outputs(reply)
+            failure = _failure(reply)
         except (msgspec.DecodeError, ValueError) as error:
             failure = CallFailed("error", f"HTTP {reply.status}, not as agreed: {error}")
         raise failure
 
-    async def _ask(self, message: bytes) -> "_Reply":
-        while self.idle:
-            try:
-                return await self.idle.pop().ask(message)
-            except ConnectionError:
-                continue  # the server ended it while it was idle, or has gone: a new one will tell
-        if self._closed:
-            raise CallFailed("unavailable", "closed")
-        try:
-            _, connection = await asyncio.get_running_loop().create_connection(
-                lambda: _Connection(self), self._host, self._port
-            )
-            return await connection.ask(message)
-        except OSError as error:
-            raise CallFailed("unavailable", str(error)) from error
-
     def close(self) -> None:
         """As of Calls."""
-        self._closed = True
-        for connection in [*self.open]:
-            connection.close()
+        self.connections.close()
 
 
-class _Reply(NamedTuple):
-    status: int
-    head_length: int | None
-    body: bytes
-
-    def outputs(self) -> Outputs:
-        """Raises ValueError where lengths disagree."""
-        start = len(self.body) if self.head_length is None else self.head_length
-        outputs: dict[str, bytes] = {}
-        for output in _answer.decode(self.body[:start]).outputs:
-            end = start + output.parameters.binary_data_size
-            outputs[output.name] = self.body[start:end]
-            start = end
-        if start != len(self.body):
-            raise ValueError(f"{len(self.body)} bytes, {start} told of")
-        return outputs
-
-    def failure(self) -> CallFailed:
-        """Of another status than 200, the reason by it and by Triton's words."""
-        detail = _problem.decode(self.body).error
-        reason = reason_of(detail) or REASONS.get(self.status, "error")
-        return CallFailed(reason, f"HTTP {self.status}: {detail}")
+def _outputs(reply: Reply) -> Outputs:
+    """Raises ValueError where lengths disagree."""
+    start = int(reply.headers.get(HEAD_LENGTH, len(reply.body)))
+    outputs: dict[str, bytes] = {}
+    for output in _answer.decode(reply.body[:start]).outputs:
+        end = start + output.parameters.binary_data_size
+        outputs[output.name] = reply.body[start:end]
+        start = end
+    if start != len(reply.body):
+        raise ValueError(f"{len(reply.body)} bytes, {start} told of")
+    return outputs
 
 
-class _Connection(asyncio.Protocol):
-    """A connection of `calls`. Parser callbacks are `on_*`."""
-
-    def __init__(self, calls: HttpCalls):
-        self._calls = calls
-        self._transport: Any = None
-        self._parser: Any = httptools.HttpResponseParser(self)
-        self._answer: asyncio.Future[_Reply] | None = None
-        self._head_length: int | None = None
-        self._chunks: list[bytes] = []
-
-    async def ask(self, message: bytes) -> _Reply:
-        """The answer to a whole request. Raises ConnectionError where the connection ends first."""
-        loop = asyncio.get_running_loop()
-        self._answer = loop.create_future()
-        self._head_length, self._chunks = None, []
-        self._transport.write(message)
-        try:
-            return await self._answer
-        except asyncio.CancelledError:
-            if self._answer is not None:
-                self._calls.given_up[self] = loop.call_later(GIVEN_UP_S, self.close)
-            raise
-
-    def close(self) -> None:
-        """End it with whatever is under way on it."""
-        self._transport.abort()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """asyncio's."""
-        self._transport = transport
-        self._calls.open.add(self)
-
-    def data_received(self, data: bytes) -> None:
-        """asyncio's."""
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
-            self._end(ConnectionError(f"not HTTP: {error}"))
-            self.close()
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if name.lower() == HEAD_LENGTH:
-            self._head_length = int(value)
-
-    def on_body(self, body: bytes) -> None:
-        self._chunks.append(body)
-
-    def on_message_complete(self) -> None:
-        status, again = self._parser.get_status_code(), self._parser.should_keep_alive()
-        if again and self._answer is not None:  # not what nobody asked for
-            self._calls.idle.append(self)
-        else:
-            self.close()
-        self._end(_Reply(status, self._head_length, b"".join(self._chunks)))
-
-    def connection_lost(self, error: Exception | None) -> None:
-        """asyncio's."""
-        self._calls.open.discard(self)
-        if self in self._calls.idle:
-            self._calls.idle.remove(self)
-        self._end(ConnectionError("the connection ended before an answer"))
-
-    def _end(self, result: _Reply | ConnectionError) -> None:
-        """Of the request that is under way, if one is: tell whoever still waits."""
-        answer, self._answer = self._answer, None
-        if timer := self._calls.given_up.pop(self, None):
-            timer.cancel()
-        if answer is None or answer.done():
-            return
-        if isinstance(result, _Reply):
-            answer.set_result(result)
-        else:
-            answer.set_exception(result)
+def _failure(reply: Reply) -> CallFailed:
+    """Of another status than 200, the reason by it and by Triton's words."""
+    detail = _problem.decode(reply.body).error
+    reason = reason_of(detail) or REASONS.get(reply.status, "error")
+    return CallFailed(reason, f"HTTP {reply.status}: {detail}")

@@ -18,6 +18,7 @@ import httpx
 import pytest
 import yaml
 
+from engine_build.triton.repository import SERVER_FLAGS
 from mtgr import COMMANDS, main
 from service.demo import PACKAGE
 from service.settings import PREFIX, ModelSettings, Settings
@@ -101,6 +102,11 @@ def test_entry_points_and_commands_exist() -> None:
         found = main.get_command(click.Context(main), command)
         assert found is not None
         assert flags <= {flag for parameter in found.params for flag in parameter.opts}
+
+
+def test_triton_starts_as_by_our_launch_command() -> None:
+    """With every flag that no server of ours is without."""
+    assert {*SERVER_FLAGS} <= {*STAGES["triton"].exec_form("ENTRYPOINT")}
 
 
 def test_plugins_are_targets_of_the_build() -> None:

@@ -1,4 +1,5 @@
-"""What is sent by HTTP is what Triton's protocol says, and an answer is its request's alone."""
+"""What is sent by HTTP is what Triton's protocol says, and what an answer or a refusal says is
+read."""
 
 import asyncio
 import json
@@ -20,11 +21,11 @@ from service.backends.shared_memory import Place
 from service.backends.triton_calls import CallFailed
 from service.backends.triton_http import HttpCalls, HttpForm
 from tests.model_def.cases import SCHEMA
+from tests.service.told_server import ToldServer
 
 CONFIG = PackageConfig(version="v", model=PRESETS["tiny"], features=SCHEMA)
 FORM = HttpForm("model", CONFIG, packed=True)
 BATCH = random_request(SCHEMA, np.random.default_rng(0), 3, 2, 4)
-PATIENT_S = 30.0
 sizes = st.tuples(st.integers(0, 12), st.integers(0, 5), st.integers(1, 2000))
 
 
@@ -81,54 +82,17 @@ def refusal(status: str, text: str) -> bytes:
     return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
 
 
-class Server:
-    """Answers each request with what it is told to next; None ends the connection."""
-
-    def __init__(self, *answers: bytes | None):
-        self.answers = [*answers]
-        self.heads: list[bytes] = []
-        self.tasks: list[Any] = []
-        self.connections = 0
-        self.may_answer = asyncio.Event()
-        self.may_answer.set()
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection."""
-        self.connections += 1
-        self.tasks.append(asyncio.current_task())
-        try:
-            while head := await reader.readuntil(b"\r\n\r\n"):
-                length = head.lower().split(b"\r\ncontent-length: ")[1].split(b"\r\n")[0]
-                await reader.readexactly(int(length))
-                self.heads.append(head)
-                await self.may_answer.wait()
-                reply = self.answers.pop(0)
-                if reply is None:
-                    break
-                writer.write(reply)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
-
-
-def asked(server: Server, use: Callable[[HttpCalls], Awaitable[Any]], most: int = 8) -> Any:
+def asked(server: ToldServer, use: Callable[[HttpCalls], Awaitable[Any]], most: int = 8) -> Any:
     """What `use` gives of calls to the server."""
 
-    async def run() -> Any:
-        listening = await asyncio.start_server(server.serve, "127.0.0.1", 0)
-        port = listening.sockets[0].getsockname()[1]
-        calls = HttpCalls(f"127.0.0.1:{port}", FORM, most)
+    async def run(address: str) -> Any:
+        calls = HttpCalls(address, FORM, most)
         try:
             return await use(calls)
         finally:
             calls.close()
-            listening.close()
-            for task in server.tasks:
-                task.cancel()
-            await asyncio.gather(*server.tasks, return_exceptions=True)
 
-    return asyncio.run(asyncio.wait_for(run(), PATIENT_S))
+    return server.asked(run)
 
 
 async def infer(calls: HttpCalls) -> Any:
@@ -139,24 +103,33 @@ async def infer(calls: HttpCalls) -> Any:
 def failed(*answers: bytes | None) -> CallFailed:
     """How a request with these answers fails."""
     with pytest.raises(CallFailed) as failure:
-        asked(Server(*answers), infer)
+        asked(ToldServer(*answers), infer)
     return failure.value
 
 
-def test_a_connection_is_used_again() -> None:
-    """Requests one after another share it, and each has its own answer."""
-    server = Server(answer(b"1234"), answer(b"12345678"))
+def test_no_more_is_given_up_than_may_be() -> None:
+    """Until the server has answered, more are refused without a call."""
+    server = ToldServer(answer(b"late"), answer(b"next"))
 
-    async def twice(calls: HttpCalls) -> list[Any]:
-        return [await infer(calls), await infer(calls)]
+    async def use(calls: HttpCalls) -> Any:
+        server.may_answer.clear()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await infer(calls)
+        with pytest.raises(CallFailed, match="queue_full"):
+            await infer(calls)
+        server.may_answer.set()
+        while calls.connections.given_up:
+            await asyncio.sleep(0)
+        return await infer(calls)
 
-    assert asked(server, twice) == [{"ctr": b"1234"}, {"ctr": b"12345678"}]
-    assert server.connections == 1
+    assert asked(server, use, most=1) == {"ctr": b"next"}
+    assert len(server.heads) == 2
 
 
 def test_the_trace_goes_along(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a header, where the request has one."""
-    server = Server(answer(b"1234"), answer(b"1234"))
+    server = ToldServer(answer(b"1234"), answer(b"1234"))
 
     async def traced(calls: HttpCalls) -> None:
         await infer(calls)
@@ -168,55 +141,6 @@ def test_the_trace_goes_along(monkeypatch: pytest.MonkeyPatch) -> None:
         False,
         True,
     ]
-
-
-def test_a_request_on_a_connection_that_had_ended_is_asked_anew() -> None:
-    """A server that is started again costs no request."""
-    server = Server(answer(b"1234"), None, answer(b"5678"))
-
-    async def twice(calls: HttpCalls) -> list[Any]:
-        return [await infer(calls), await infer(calls)]
-
-    assert asked(server, twice) == [{"ctr": b"1234"}, {"ctr": b"5678"}]
-    assert server.connections == 2
-
-
-def test_an_answer_that_nobody_waits_for_is_nobodys() -> None:
-    """The next request has its own; until the server has answered, no more is given up than may
-    be."""
-    server = Server(answer(b"late"), answer(b"next"))
-
-    async def use(calls: HttpCalls) -> Any:
-        server.may_answer.clear()
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.05):
-                await infer(calls)
-        with pytest.raises(CallFailed, match="queue_full"):
-            await infer(calls)
-        server.may_answer.set()
-        while calls.given_up:
-            await asyncio.sleep(0)
-        return await infer(calls)
-
-    assert asked(server, use, most=1) == {"ctr": b"next"}
-    assert server.connections == 1
-
-
-def test_a_connection_that_hangs_holds_up_its_own_request_alone() -> None:
-    """The next one is sent on another."""
-    server = Server(answer(b"next"))
-
-    async def use(calls: HttpCalls) -> Any:
-        server.may_answer.clear()
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.05):
-                await infer(calls)
-        server.may_answer = asyncio.Event()
-        server.may_answer.set()  # for new connections
-        return await infer(calls)
-
-    assert asked(server, use) == {"ctr": b"next"}
-    assert server.connections == 2
 
 
 @pytest.mark.parametrize(
@@ -257,33 +181,3 @@ def test_an_answer_that_is_not_tritons_is_an_error(reply: bytes) -> None:
 def test_a_connection_that_gives_no_answer_is_unavailable(reply: bytes | None) -> None:
     """As is a server that cannot be reached."""
     assert failed(reply).reason == "unavailable"
-
-
-def test_calls_that_are_closed_begin_nothing() -> None:
-    """What is under way fails as unavailable, though a connection that ends is asked anew else."""
-    server = Server(answer(b"1234"), answer(b"5678"))
-
-    async def use(calls: HttpCalls) -> None:
-        await infer(calls)
-        server.may_answer.clear()
-        asking = asyncio.create_task(infer(calls))
-        while len(server.heads) < 2:
-            await asyncio.sleep(0)
-        calls.close()
-        with pytest.raises(CallFailed, match="unavailable"):
-            await asking
-
-    asked(server, use)
-    assert server.connections == 1
-
-
-def test_a_connection_that_is_to_end_is_not_used_again() -> None:
-    """The server said so in its answer."""
-    closing = answer(b"1234").replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1)
-    server = Server(closing, answer(b"5678"))
-
-    async def twice(calls: HttpCalls) -> Any:
-        return [await infer(calls), await infer(calls)][1]
-
-    assert asked(server, twice) == {"ctr": b"5678"}
-    assert server.connections == 2
