@@ -93,7 +93,8 @@ class ChaosProxy:
             writer.transport.abort()
             return
         self._open |= {reader, there}
-        await asyncio.gather(self._pump(reader, back, writer), self._pump(there, writer, back))
+        with suppress(asyncio.CancelledError):  # at the proxy's end; asyncio would log it
+            await asyncio.gather(self._pump(reader, back, writer), self._pump(there, writer, back))
 
     def stall(self) -> None:
         """Nothing passes on the connections that are open now, not even their end; new ones are

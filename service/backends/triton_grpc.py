@@ -42,9 +42,9 @@ CHANNEL = [
 ]
 
 PINGS = [
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.http2.ping_timeout_ms", 5_000),
+    ("grpc.keepalive_time_ms", 2_000),
+    ("grpc.keepalive_timeout_ms", 3_000),
+    ("grpc.http2.ping_timeout_ms", 3_000),
 ]
 """TCP tells nobody that the other end has gone without a word; a ping that is not answered does."""
 

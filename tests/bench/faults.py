@@ -49,6 +49,16 @@ def through(which: str, mode: Mode, reasons: set[str], one: bool = False) -> Fau
     return Fault(name, set_mode(mode), set_mode("pass"), reasons)
 
 
+def gone(which: str, reasons: set[str]) -> Fault:
+    """The other end of every open connection to Redis or Triton is gone without a word."""
+
+    def act(world: World) -> None:
+        for way in chain.from_iterable(getattr(world, f"{which}_ways")):
+            way.stall()
+
+    return Fault(f"{which}, connections gone", act, lambda w: None, reasons)
+
+
 def engine(mode: str, reasons: set[str], name: str = "") -> Fault:
     """A fault of the engine in the gateway's process."""
 
@@ -88,6 +98,7 @@ REDIS_FAULTS = [
     through("redis", "slow", REDIS | WRITES),
     through("redis", "reset", REDIS | WRITES),
     through("redis", "garbage", REDIS | WRITES),
+    gone("redis", REDIS | WRITES),
     Fault(
         "redis out of memory",
         lambda w: w.redis.configure("maxmemory", "1"),
@@ -146,6 +157,7 @@ TRITON_FAULTS = [
     through("triton", "slow", TRITON | BUSY),
     through("triton", "reset", TRITON | BUSY),
     through("triton", "garbage", TRITON | BUSY),
+    gone("triton", TRITON | BUSY),
     through("triton", "hold", TRITON | BUSY, one=True),
     through("triton", "reset", TRITON | BUSY, one=True),
 ]
