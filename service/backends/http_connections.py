@@ -16,6 +16,10 @@ SILENT_S = 1.0
 """How long after its caller gave up a request may be unanswered before its connection is taken for
 one that hangs."""
 
+IDLE_S = 60.0
+"""A connection that was idle for longer is not used again: some load balancers forget such without
+a word."""
+
 
 class Reply(NamedTuple):
     """What a server answered; headers by name in lower case."""
@@ -32,7 +36,7 @@ class Connections:
         host, _, port = address.rpartition(":")
         self._host, self._port = host.strip("[]"), int(port)
         self.idle: list[_Connection] = []
-        """Those that wait for nothing, the last used last: that is warm."""
+        """Those that wait for nothing, in the order of `idle_since`: the last is warm."""
         self.open: set[_Connection] = set()
         self.given_up: dict[_Connection, asyncio.TimerHandle] = {}
         """Those whose answer nobody waits for, and what happens next if none comes."""
@@ -43,6 +47,8 @@ class Connections:
 
         Who gives up cancels the wait, and the server has the request still. Raises OSError.
         """
+        loop = asyncio.get_running_loop()
+        self._drop_idle(loop.time() - IDLE_S)
         while self.idle:
             try:
                 return await self.idle.pop().ask(message)
@@ -50,7 +56,7 @@ class Connections:
                 continue  # the server ended it while it was idle, or has gone: a new one will tell
         if self._closed:
             raise ConnectionError("closed")
-        _, connection = await asyncio.get_running_loop().create_connection(
+        _, connection = await loop.create_connection(
             lambda: _Connection(self), self._host, self._port
         )
         return await connection.ask(message)
@@ -66,10 +72,12 @@ class Connections:
         that anything would: they are not asked."""
         loop = asyncio.get_running_loop()
         self.given_up[connection] = loop.call_later(GIVEN_UP_S, connection.close)
-        for other in [*self.idle]:
-            if other.idle_since < connection.asked:
-                self.idle.remove(other)
-                other.close()
+        self._drop_idle(connection.asked)
+
+    def _drop_idle(self, before: float) -> None:
+        """Close those that have been idle since before this time of the event loop."""
+        while self.idle and self.idle[0].idle_since < before:
+            self.idle.pop(0).close()
 
 
 class _Connection(asyncio.Protocol):

@@ -57,6 +57,23 @@ def test_a_connection_is_used_again() -> None:
     assert server.connections == 1
 
 
+def test_a_connection_that_was_idle_for_long_is_not_used_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is closed, and another opened."""
+    monkeypatch.setattr(http_connections, "IDLE_S", 0.0)
+    server = ToldServer(answer(b"first"), answer(b"second"))
+
+    async def use(connections: Connections) -> list[bytes]:
+        answers = await twice(connections)
+        while len(connections.open) > 1:
+            await asyncio.sleep(0)
+        return answers
+
+    assert asked(server, use) == [b"first", b"second"]
+    assert server.connections == 2
+
+
 def test_headers_are_those_of_the_answer() -> None:
     """By name in lower case, and none of the answer before."""
     server = ToldServer(answer(b"", b"One: 1\r\n"), answer(b"", b"Two: 2\r\n"))
