@@ -1,11 +1,13 @@
 """HTTP/1.1 connections of this event loop's own to one server, one request at a time on each.
 
-TCP tells nobody that the other end has gone without a word: a request on such a connection waits
-for TCP to give up, a quarter of an hour. So a connection that has shown no life for long while a
-request waits for its answer puts those that have not been used since under suspicion too.
+TCP tells nobody for a quarter of an hour that the other end has gone without a word. So the kernel
+is told to ask sooner: a host that has gone acknowledges nothing, one whose server is busy or hangs
+does. And where something between acknowledges in its place, a connection that has shown no life for
+long while a request waits for its answer takes those that were not used since out of use.
 """
 
 import asyncio
+import socket
 from typing import Any, NamedTuple
 
 import httptools
@@ -16,9 +18,11 @@ SILENT_S = 1.0
 """How long after its caller gave up a request may be unanswered before its connection is taken for
 one that hangs."""
 
-IDLE_S = 60.0
-"""A connection that was idle for longer is not used again: some load balancers forget such without
-a word."""
+GONE_S = 3
+"""How long what is sent may be unacknowledged before its connection is closed."""
+
+PROBES = {socket.TCP_KEEPIDLE: 2, socket.TCP_KEEPINTVL: 1}
+"""When the kernel asks on a connection on which nothing comes, and how soon again; seconds."""
 
 
 class Reply(NamedTuple):
@@ -47,8 +51,6 @@ class Connections:
 
         Who gives up cancels the wait, and the server has the request still. Raises OSError.
         """
-        loop = asyncio.get_running_loop()
-        self._drop_idle(loop.time() - IDLE_S)
         while self.idle:
             try:
                 return await self.idle.pop().ask(message)
@@ -56,7 +58,7 @@ class Connections:
                 continue  # the server ended it while it was idle, or has gone: a new one will tell
         if self._closed:
             raise ConnectionError("closed")
-        _, connection = await loop.create_connection(
+        _, connection = await asyncio.get_running_loop().create_connection(
             lambda: _Connection(self), self._host, self._port
         )
         return await connection.ask(message)
@@ -72,11 +74,7 @@ class Connections:
         that anything would: they are not asked."""
         loop = asyncio.get_running_loop()
         self.given_up[connection] = loop.call_later(GIVEN_UP_S, connection.close)
-        self._drop_idle(connection.asked)
-
-    def _drop_idle(self, before: float) -> None:
-        """Close those that have been idle since before this time of the event loop."""
-        while self.idle and self.idle[0].idle_since < before:
+        while self.idle and self.idle[0].idle_since < connection.asked:
             self.idle.pop(0).close()
 
 
@@ -114,6 +112,11 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """asyncio's."""
         self._transport = transport
+        own = transport.get_extra_info("socket")
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, seconds in PROBES.items():
+            own.setsockopt(socket.IPPROTO_TCP, option, seconds)
+        own.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * GONE_S)
         self._owner.open.add(self)
 
     def data_received(self, data: bytes) -> None:

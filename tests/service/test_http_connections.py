@@ -1,14 +1,17 @@
 """Of connections to one server: which are used again, and what becomes of one that hangs."""
 
 import asyncio
+import os
+import socket
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from service.backends import http_connections
 from service.backends.http_connections import Connections
-from tests.service.told_server import ToldServer
+from tests.service.told_server import PATIENT_S, ToldServer
 
 ASK = b"POST / HTTP/1.1\r\ncontent-length: 4\r\n\r\nbody"
 
@@ -55,23 +58,6 @@ def test_a_connection_is_used_again() -> None:
     server = ToldServer(answer(b"first"), answer(b"second", b"Name: value\r\n"))
     assert asked(server, twice) == [b"first", b"second"]
     assert server.connections == 1
-
-
-def test_a_connection_that_was_idle_for_long_is_not_used_again(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """It is closed, and another opened."""
-    monkeypatch.setattr(http_connections, "IDLE_S", 0.0)
-    server = ToldServer(answer(b"first"), answer(b"second"))
-
-    async def use(connections: Connections) -> list[bytes]:
-        answers = await twice(connections)
-        while len(connections.open) > 1:
-            await asyncio.sleep(0)
-        return answers
-
-    assert asked(server, use) == [b"first", b"second"]
-    assert server.connections == 2
 
 
 def test_headers_are_those_of_the_answer() -> None:
@@ -177,6 +163,42 @@ def test_a_connection_that_hangs_is_closed_in_the_end(monkeypatch: pytest.Monkey
         assert not connections.given_up
 
     asked(server, use)
+
+
+def test_what_is_not_acknowledged_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other end takes nothing in (here its buffer is full): the kernel closes the connection,
+    and its request is not counted any longer."""
+    monkeypatch.setattr(http_connections, "GONE_S", 1)
+
+    async def use(address: str) -> None:
+        connections = Connections(address)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await connections.ask(ASK + bytes(1 << 24))
+        assert connections.given_up
+        while connections.given_up:
+            await asyncio.sleep(0.01)
+
+    with socket.create_server(("127.0.0.1", 0)) as full:
+        host, port = full.getsockname()
+        asyncio.run(asyncio.wait_for(use(f"{host}:{port}"), PATIENT_S))
+
+
+def test_the_kernel_asks_on_a_connection_on_which_nothing_comes() -> None:
+    """Its keepalive timer runs while the connection is idle, for seconds and not for hours."""
+
+    async def timer(address: str) -> list[int]:
+        connections = Connections(address)
+        await text(connections)
+        ends_with = f":{int(address.rpartition(':')[2]):04X}"
+        sockets = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        connections.close()
+        (of_ours,) = [words[5] for words in sockets if words[2].endswith(ends_with)]
+        return [int(part, 16) for part in of_ours.split(":")]
+
+    which, ticks = ToldServer(answer(b"")).asked(timer)
+    assert which == 2, "keepalive, in Linux's proc_net_tcp"
+    assert ticks <= http_connections.PROBES[socket.TCP_KEEPIDLE] * os.sysconf("SC_CLK_TCK")
 
 
 def test_connections_that_are_closed_begin_nothing() -> None:
