@@ -7,6 +7,7 @@ nothing of HTTP.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from statistics import median
 
 import numpy as np
 
@@ -83,8 +84,8 @@ def neutral_value(feature: Feature, layout: Layout, candidates: Rows) -> float |
         return feature.default
     if not isinstance(feature, NumberFeature):
         return 0
-    # Wider than the column: the two in the middle are added.
-    return float(np.median(columns_from_rows(layout, candidates)[feature.name].astype(np.float64)))
+    # NumPy's would import masked arrays at its first use, and every request wait for that.
+    return float(median(columns_from_rows(layout, candidates)[feature.name].tolist()))
 
 
 def variants(layout: Layout, rows: Rows, neutral: Values) -> Rows:

@@ -127,11 +127,12 @@ def open_request_log(settings: Settings, metrics: Metrics) -> RequestLog | None:
     if not settings.request_log_dir:
         return None
     try:
-        import pyarrow.parquet  # noqa: F401 - only to say at start that it is missing
+        import pyarrow.parquet
     except ModuleNotFoundError:
         raise BadSetting(
             "request_log_dir: needs pyarrow: pip install 'mtgr-serving[log]'"
         ) from None
+    pyarrow.array([])  # at its first use it imports pandas, if that is there: not under requests
     directory = Path(settings.request_log_dir)
     try:
         directory.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from service.deadline import Deadline, Stages
 from service.errors import Expired, InvalidRequest
 from service.explain import explain
 from service.http.arrival import Arrival
-from service.http.body import answer_format, body_format, read_body
+from service.http.body import answer_format, body_format, is_gone, read_body
 from service.http.gateway import Gateway, now_ms
 from service.http.replies import EventsAnswer, UserAnswer, explained, rank_answer, reply
 from service.http.validate import behaviour, deadline_ms, rank_request, user_snapshot
@@ -38,7 +38,7 @@ async def rank_candidates(gateway: Gateway, request: Request, arrival: Arrival) 
         told_ms = peek_deadline_ms(body, format)
         deadline = gateway.deadline(start, told_ms) if told_ms else deadline
     async with gateway.admission.turn(caller, deadline) as waited:
-        if waited and await request.is_disconnected():
+        if waited and is_gone(request.receive):
             raise ClientDisconnect
         stages.mark("queue")
 
