@@ -80,6 +80,10 @@ class Bound:
             raise DependencyFailed(self._dependency, "timeout") from None
 
 
+STAGES = ("read", "queue", "decode", "validate", "features", "pack", "backend", "order", "encode")
+"""Of a request that a model ranks, in their order. Others: "fallback", "explain"."""
+
+
 class Stages:
     """Where a request's time went. `mark` closes a stage, so the stages add up to the whole."""
 

@@ -1,7 +1,7 @@
 """What a gateway counts of its answers, its engines and what came of its predictions."""
 
 from service.backends.switching import OUTCOMES
-from service.deadline import Stages
+from service.deadline import STAGES, Stages
 from service.exposition import retire
 from service.metrics import NO_SCENE
 from service.ranking import RankedItems
@@ -21,6 +21,7 @@ class Tally:
     def reload(self, settings: Settings) -> None:
         """The scenes are others."""
         self._settings = settings
+        self._show_zeros()
         self._show_versions()
 
     def switched(self, alias: str, outcome: str) -> None:
@@ -71,20 +72,35 @@ class Tally:
         metrics.request_seconds.labels(name).observe(sum(stages.seconds.values()))
 
     def _show_zeros(self) -> None:
-        """Counters whose first event is an alert exist from the start, or it would go unseen."""
+        """Counters whose first event is an alert exist from the start, or it would go unseen; and
+        what every answer is counted in, since the first request would wait for milliseconds while
+        its buckets are made (of several workers, each in a file)."""
+        metrics = self._metrics
         for name in (*self._scenes.by_name, NO_SCENE):
-            self._metrics.failed.labels(name)
+            metrics.failed.labels(name)
+        for name in self._scenes.by_name:
+            for stage in STAGES:
+                metrics.stage_seconds.labels(name, stage)
+            for outcome in ("answered", "degraded"):
+                metrics.requests.labels(name, outcome)
+            for each in (
+                *(metrics.request_seconds, metrics.candidates, metrics.payload_bytes),
+                *(metrics.snapshot_age, metrics.event_age),
+            ):
+                each.labels(name)
         for alias in self._scenes.served:
-            self._metrics.switching.labels(alias)
+            metrics.switching.labels(alias)
             for outcome in OUTCOMES:
-                self._metrics.switches.labels(alias, outcome)
+                metrics.switches.labels(alias, outcome)
 
     def _show_versions(self) -> None:
         shown: set[tuple[str, ...]] = set()
         for scene in self._scenes.by_name.values():
-            served = scene.served
-            engine = self._settings.models[served.alias].engine
-            shown.add((scene.name, served.alias, served.config.version, engine))
+            config = scene.served.config
+            engine = self._settings.models[scene.served.alias].engine
+            shown.add((scene.name, scene.served.alias, config.version, engine))
+            for task in config.model.tasks:
+                self._metrics.score.labels(scene.name, config.version, task)
         for labels in self._shown - shown:
             retire(self._metrics.model, *labels)
         for labels in shown:

@@ -1,5 +1,8 @@
 """The catalogue says what is exported, and its names follow Prometheus's conventions."""
 
+from urllib.parse import quote
+
+import httpx
 import pytest
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
@@ -7,6 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from service.catalogue import Entry, table
 from service.histogram import GatheringHistogram
 from service.metrics import DEADLINE_S, LATENCY_OBJECTIVE_S, SECONDS, Metrics
+from tests.service.world import SCHEMA, event, opener, profile, request, running, settings
 
 ENTRIES = Metrics().catalogue.entries
 BASE_UNITS = ("seconds", "bytes", "ratio", "info")
@@ -55,6 +59,26 @@ def test_histograms_count_as_prometheus_clients_own() -> None:
         if number == 1.5:
             gathered.count()
     assert generate_latest(ours) == generate_latest(theirs)
+
+
+def series(client: httpx.Client) -> set[str]:
+    """Names and labels that a scrape tells."""
+    lines = client.get("/metrics").text.splitlines()
+    return {line.rpartition(" ")[0] for line in lines if not line.startswith("#")}
+
+
+def test_an_answer_is_counted_in_what_is_there(redis_url: str, user_id: str) -> None:
+    """The first answer makes no series: its buckets would be made while it, and all that came with
+    it, wait."""
+    with running(settings(redis_url), opener(SCHEMA)) as client:
+        client.put(f"/v1/users/{quote(user_id, safe='')}", json=profile())
+        client.post("/v1/events", json={"user_id": user_id, "events": [event("e1")]})
+        before = series(client)
+        assert client.post("/v1/rank", json=request(user_id=user_id)).json()["degraded"] is False
+        one = 'mtgr_requests_total{outcome="answered",scene="home"} 1.0'
+        while one not in client.get("/metrics").text:
+            pass
+        assert series(client) == before
 
 
 def test_table_has_a_row_for_each_metric() -> None:

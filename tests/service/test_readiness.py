@@ -97,3 +97,17 @@ def test_nothing_is_imported_for_a_request(
         told_since = capfd.readouterr().err
     assert {answer.status_code for answer in answers} == {200, 422}
     assert [line for line in told_since.splitlines() if "import time:" in line] == []
+
+
+def test_a_process_has_room_for_every_connection_before_it_is_ready(tmp_path: Path) -> None:
+    """The kernel's table of its open files need not grow for a caller, which would stop every other
+    request for tens of milliseconds."""
+    most, file = 5000, tmp_path / "settings.toml"
+    file.write_text(f"max_connections = {most}")
+    with (
+        tempfile.TemporaryDirectory(prefix="mtgr-") as name,
+        gateway_process(Path(name), file) as (_, process),
+    ):
+        status = Path(f"/proc/{process.pid}/status").read_text()
+    (slots,) = (line.split()[1] for line in status.splitlines() if line.startswith("FDSize:"))
+    assert int(slots) > most
