@@ -1,15 +1,11 @@
 """The gateway's process, or several: Redis, packages, uvicorn, and an honest exit."""
 
-import fcntl
 import gc
-import os
-import resource
 import signal
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 from socket import socket
 
 from service.accepting import Part
@@ -20,6 +16,7 @@ from service.features.embedded import embedded_server
 from service.features.store import connect
 from service.http.gateway import Gateway
 from service.http.server import GatewayServer
+from service.open_files import make_room
 from service.scenes import build_scenes
 from service.settings import Settings
 from service.workers import move_link, supervise
@@ -31,24 +28,6 @@ by every request of 500 candidates."""
 SWITCH_S = 0.0005
 """After so long a thread gives the interpreter to one that waits. Python's own 5 ms are what the
 event loop then waits for a thread that writes a log or a capture, with an answer due."""
-
-
-FILES = 1024
-"""Open files beside callers' connections: those to Redis and to engine servers, logs, libraries."""
-
-
-def make_room_for_files(count: int) -> None:
-    """Have the kernel's table of this process's open files be large enough for `count` of them.
-
-    It doubles as they come, and where a process has threads the one that opens a file then waits
-    until no core can be reading the old table any more (Linux, expand_fdtable): 7 to 27 ms in which
-    the event loop stood still in an accept. The table never shrinks.
-    """
-    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if allowed != resource.RLIM_INFINITY:
-        count = min(count, allowed)
-    with Path(os.devnull).open() as file:
-        os.close(fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, count - 1))
 
 
 def leave_start_up_to_rest() -> None:
@@ -93,7 +72,7 @@ def _serve(
     """One gateway over the Redis at `url`; one of several where it is given the `port`, and its
     part in taking connections of it."""
     leave_on_signals()
-    make_room_for_files(settings.max_connections + FILES)
+    make_room(settings.max_connections)
     failures: list[BaseException] = []
     redis = connect(url, settings.redis_connections)
 

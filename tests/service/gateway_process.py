@@ -32,12 +32,16 @@ def gateway_process(
     directory: Path,
     settings_file: Path | None = None,
     while_loading: Callable[[httpx.Client], None] = lambda client: None,
+    limit_files: tuple[int, int] | None = None,
 ) -> Iterator[tuple[httpx.Client, "subprocess.Popen[bytes]"]]:
-    """A gateway process with an embedded server on `directory`, once it is ready."""
+    """A gateway process with an embedded server on `directory`, once it is ready; `limit_files` are
+    its soft and hard limits of open files at the start."""
     with create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     more = [] if settings_file is None else [str(settings_file)]
     command = [sys.executable, "-m", __name__, str(directory), str(port), *more]
+    if limit_files is not None:
+        command = ["prlimit", "--nofile={}:{}".format(*limit_files), *command]
     process = subprocess.Popen(command, cwd=ROOT)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:

@@ -1,5 +1,6 @@
 """Readiness: until the engine is warm the service says so, and ranks nothing."""
 
+import resource
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -99,15 +100,21 @@ def test_nothing_is_imported_for_a_request(
     assert [line for line in told_since.splitlines() if "import time:" in line] == []
 
 
-def test_a_process_has_room_for_every_connection_before_it_is_ready(tmp_path: Path) -> None:
-    """The kernel's table of its open files need not grow for a caller, which would stop every other
-    request for tens of milliseconds."""
+@pytest.mark.parametrize(("soft", "hard"), [(1000, 20_000), (1000, 3000)])
+def test_a_process_has_room_for_every_connection_before_it_is_ready(
+    soft: int, hard: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The limit of open files is raised to what is wanted, or to what the system allows, and then
+    the log warns; and the kernel's table of them need not grow for a caller, which would stop every
+    other request for tens of milliseconds."""
     most, file = 5000, tmp_path / "settings.toml"
     file.write_text(f"max_connections = {most}")
     with (
         tempfile.TemporaryDirectory(prefix="mtgr-") as name,
-        gateway_process(Path(name), file) as (_, process),
+        gateway_process(Path(name), file, limit_files=(soft, hard)) as (_, process),
     ):
         status = Path(f"/proc/{process.pid}/status").read_text()
+        allowed, _ = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
     (slots,) = (line.split()[1] for line in status.splitlines() if line.startswith("FDSize:"))
-    assert int(slots) > most
+    assert min(most, hard) <= allowed <= int(slots)
+    assert ("open files are allowed" in capfd.readouterr().err) == (hard < most)
