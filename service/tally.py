@@ -83,11 +83,14 @@ class Tally:
                 metrics.stage_seconds.labels(name, stage)
             for outcome in ("answered", "degraded"):
                 metrics.requests.labels(name, outcome)
-            for each in (
-                *(metrics.request_seconds, metrics.candidates, metrics.payload_bytes),
-                *(metrics.snapshot_age, metrics.event_age),
+            for histogram in (
+                metrics.request_seconds,
+                metrics.candidates,
+                metrics.payload_bytes,
+                metrics.snapshot_age,
+                metrics.event_age,
             ):
-                each.labels(name)
+                histogram.labels(name)
         for alias in self._scenes.served:
             metrics.switching.labels(alias)
             for outcome in OUTCOMES:
