@@ -20,14 +20,16 @@ def make_room(connections: int) -> None:
     ms in which the event loop stood still in an accept. It never shrinks.
     """
     wanted = connections + OTHERS
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # of open files never infinite
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # Linux lets neither be infinite
     count = min(wanted, hard)
     if soft < count:
         resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
     if count < wanted:
         log.warning(
             "%d open files are allowed (ulimit -Hn), for %d connections %d are wanted",
-            *(count, connections, wanted),
+            count,
+            connections,
+            wanted,
         )
     with Path(os.devnull).open() as file:
         os.close(fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, count - 1))
