@@ -1,5 +1,5 @@
-"""Readiness: until the engine is warm the service says so and ranks nothing; from then on no request
-waits for what could be there before."""
+"""Readiness: until the engine is warm the service says so, and ranks nothing; from then on no
+request waits for what could have been there before."""
 
 import resource
 import tempfile
